@@ -1,0 +1,1 @@
+"""Data sets: annotated images in VOC or COCO form, checked before use."""

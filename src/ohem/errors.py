@@ -1,0 +1,42 @@
+"""Errors that a user can mend: one line each, naming the file, the field, what was found and what is allowed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class OhemError(Exception):
+    """Bad input or a state the user can mend. The command line prints its text, no traceback, and exits with 2."""
+
+
+@dataclass(frozen=True, order=True)
+class Fault:
+    """One thing wrong in one file.
+
+    Attributes:
+        file: the file that holds the fault.
+        field: the part of it, such as ``object[2].bndbox`` or ``annotations[7].bbox``; may be empty.
+        found: what stands there.
+        allowed: what may stand there.
+    """
+
+    file: Path
+    field: str
+    found: str
+    allowed: str
+
+    def __str__(self) -> str:
+        where = f"{self.file}: {self.field}" if self.field else f"{self.file}"
+        return f"{where}: found {self.found}; allowed: {self.allowed}"
+
+
+class DataError(OhemError):
+    """A data set, proposal file or weights file with faults, all of them listed.
+
+    Attributes:
+        faults: every fault found, in the order of the files.
+    """
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("\n".join(str(fault) for fault in self.faults))

@@ -1,0 +1,158 @@
+"""From a record on disk to what the detector takes: decoded, resized, mirrored, with its proposals."""
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ohem.data.dataset import ImageId, ImageRecord, Proposals
+from ohem.data.images import read_image
+from ohem.errors import OhemError
+from ohem.models.spec import ImageSpec
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which image, and how it is varied. Drawn in one place, so that workers have no randomness of their own."""
+
+    index: int
+    flip: bool = False
+
+
+@dataclass
+class Sample:
+    """One image ready for the detector; boxes in its own pixels, xyxy, 0-based half-open.
+
+    Attributes:
+        id: of the record.
+        image: (3, H, W) uint8 RGB.
+        proposals: (P, 4) float32.
+        target: ``boxes`` (G, 4) float32, ``labels`` (G,) int64, ``difficult`` and ``crowd`` (G,) bool.
+        scale: (x, y) factors from the original image to this one.
+    """
+
+    id: ImageId
+    image: Tensor
+    proposals: Tensor
+    target: dict[str, Tensor]
+    scale: tuple[float, float]
+
+
+def resize(image: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.uint8]:
+    """Bring the shortest side to ``spec.shortest``, unless the longest would pass ``spec.longest`` (section 5.1).
+
+    Bilinear as in the authors' code when enlarging, area average when shrinking by more than half.
+    """
+    height, width = image.shape[:2]
+    factor = min(spec.shortest / min(height, width), spec.longest / max(height, width))
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    method = cv2.INTER_AREA if factor < 0.5 else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, size, interpolation=method), dtype=np.uint8)
+
+
+def make_sample(
+    record: ImageRecord, proposals: NDArray[np.float32], spec: ImageSpec, *, flip: bool = False, max_proposals: int = 0
+) -> Sample:
+    """Read, resize and, when asked, mirror one image and its boxes."""
+    original = read_image(record.path)
+    image = resize(original, spec)
+    height, width = image.shape[:2]
+    scale = (width / original.shape[1], height / original.shape[0])
+    factors = torch.tensor([*scale, *scale])
+    boxes = torch.from_numpy(record.boxes.astype(np.float32)) * factors
+    kept = proposals[:max_proposals] if max_proposals else proposals
+    regions = torch.from_numpy(np.array(kept, dtype=np.float32).reshape(-1, 4)) * factors
+    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    if flip:
+        pixels, boxes, regions = pixels.flip(2), mirror(boxes, width), mirror(regions, width)
+    target = {
+        "boxes": boxes,
+        "labels": torch.from_numpy(record.labels),
+        "difficult": torch.from_numpy(record.difficult),
+        "crowd": torch.from_numpy(record.crowd),
+    }
+    return Sample(record.id, pixels, regions, target, scale)
+
+
+def mirror(boxes: Tensor, width: int) -> Tensor:
+    """Boxes (R, 4) in the mirrored image."""
+    return torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1)
+
+
+class Samples(Dataset[Any]):
+    """Samples of a data set by :class:`Draw`. What goes wrong in a worker is handed back, to be raised in one piece."""
+
+    def __init__(
+        self, records: Sequence[ImageRecord], proposals: Proposals, spec: ImageSpec, max_proposals: int = 0
+    ) -> None:
+        self.records, self.proposals, self.spec, self.max_proposals = records, proposals, spec, max_proposals
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, draw: Draw) -> Sample | OhemError:
+        record = self.records[draw.index]
+        try:
+            proposals = self.proposals[record.id]
+            return make_sample(record, proposals, self.spec, flip=draw.flip, max_proposals=self.max_proposals)
+        except OhemError as error:
+            return error
+
+
+def load_batches(samples: Samples, batches: Sequence[Sequence[Draw]], workers: int) -> Iterator[list[Sample]]:
+    """Batches in order, read ahead by ``workers`` processes (0: none). The order does not depend on their number.
+
+    Raises:
+        OhemError: an image could not be read.
+    """
+    loader = DataLoader(
+        samples,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=_quiet_worker,
+    )
+    for batch in loader:
+        for sample in batch:
+            if isinstance(sample, OhemError):
+                raise sample
+        yield batch
+
+
+def training_batches(count: int, per_step: int, steps: range, seed: int, flip: bool) -> list[list[Draw]]:
+    """The images of each step: every image once an epoch, in an order that follows from the seed alone.
+
+    Args:
+        count: images in the data set.
+        per_step: N.
+        steps: which steps; a resumed run asks for the rest.
+        seed: of the order's own stream.
+        flip: mirror each draw with probability a half.
+    """
+    epochs: dict[int, list[Draw]] = {}
+
+    def draw(position: int) -> Draw:
+        epoch, place = divmod(position, count)
+        if epoch not in epochs:
+            epochs.clear()
+            rng = np.random.default_rng([seed, epoch])
+            flips = rng.random(count) < (0.5 if flip else 0.0)
+            epochs[epoch] = [Draw(int(i), bool(f)) for i, f in zip(rng.permutation(count), flips, strict=True)]
+        return epochs[epoch][place]
+
+    return [[draw(step * per_step + i) for i in range(per_step)] for step in steps]
+
+
+def _quiet_worker(_: int) -> None:
+    # Ctrl-C reaches every process of the terminal: the main one finishes its step and needs its workers for that.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)

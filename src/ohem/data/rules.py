@@ -1,0 +1,150 @@
+"""The rules that every annotation keeps, whichever format it stands in, and the words for those that do not."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ohem.errors import OhemError
+
+OtherClasses = Literal["error", "drop"]
+"""What to do with objects whose class is not in the class list: report them, or leave them out and count them."""
+
+BadBoxes = Literal["error", "drop"]
+"""What to do with boxes that are reversed, empty or outside: report them, or leave them out and count them.
+
+COCO's own train2017 has two boxes of height 0, so `error` everywhere would refuse it.
+"""
+
+Report = Callable[[str, str, str], None]
+"""Takes down one fault of the file being read: its field, what was found, what is allowed."""
+
+MAX_COORDINATE = 1e9
+"""No coordinate comes near it; float64 keeps 1e-7 px there and sums of it cannot overflow."""
+
+SLACK = 1.0
+"""How far, in pixels, a box may stick out of its picture and be clipped: what rounding explains."""
+
+BOX_ALLOWED = "positive width and height, inside the picture to within 1 px (or bad_boxes: drop)"
+
+
+def one_line(text: str, limit: int = 100) -> str:
+    """The text on one line, cut to ``limit`` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def quoted(value: object) -> str:
+    """The value as Python writes it, on one short line."""
+    return one_line(repr(value))
+
+
+def listed(names: Sequence[str], limit: int = 20) -> str:
+    """The names with commas between them, the first ``limit`` of them where there are more."""
+    head = ", ".join(names[:limit])
+    return head if len(names) <= limit else f"{head}, ... ({len(names)} in all)"
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """``1 box``, ``2 boxes``."""
+    return f"{number} {one if number == 1 else many}"
+
+
+def path_inside(folder: Path, name: str) -> Path | None:
+    """``folder/name``, or None where the name would leave the folder.
+
+    Links inside the folder are followed: whoever made the folder may keep the pictures elsewhere.
+    """
+    path = PurePath(name)
+    return None if path.anchor or ".." in path.parts else folder / path
+
+
+def is_file(path: Path) -> bool:
+    """Whether the file exists; a name too long for the file system does not."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def class_list_problem(classes: Sequence[str]) -> str | None:
+    """What is wrong with a class list, or None."""
+    repeated = [name for name, times in Counter(classes).items() if times > 1]
+    if repeated:
+        return f"{listed(repeated)} more than once"
+    return None if classes and all(classes) else "an empty list or name"
+
+
+CLASSES_ALLOWED = "at least one class name, each once"
+
+
+def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    """A class list that a user gave, as a tuple.
+
+    Raises:
+        OhemError: when it is empty, or a name is empty or stands there twice.
+    """
+    problem = class_list_problem(classes)
+    if problem is not None:
+        raise OhemError(f"classes: found {problem}; allowed: {CLASSES_ALLOWED}")
+    return tuple(classes)
+
+
+@dataclass(frozen=True, eq=False)
+class FittedBoxes:
+    """Boxes after clipping to their pictures.
+
+    Attributes:
+        boxes: (G, 4) float64, xyxy.
+        clipped: (G,) bool, those that stuck out by at most `SLACK` and were cut.
+        bad: (G,) bool, those that are reversed, empty, stick out further, or have nothing inside; not cut.
+    """
+
+    boxes: NDArray[np.float64]
+    clipped: NDArray[np.bool_]
+    bad: NDArray[np.bool_]
+
+
+def fit_boxes(boxes: NDArray[np.float64], sizes: NDArray[np.float64]) -> FittedBoxes:
+    """Clip boxes (G, 4) xyxy to pictures whose sizes, (G, 2) or (2,), are (width, height)."""
+    limits = np.tile(np.broadcast_to(sizes, (len(boxes), 2)), 2)
+    inside = np.clip(boxes, 0.0, limits)
+    empty = np.any(inside[:, 2:] <= inside[:, :2], axis=1)
+    bad = empty | np.any(np.abs(boxes - inside) > SLACK, axis=1)
+    clipped = np.any(boxes != inside, axis=1) & ~bad
+    return FittedBoxes(np.where(bad[:, None], boxes, inside), clipped, bad)
+
+
+def box_problem(box: NDArray[np.float64], width: float, height: float) -> str:
+    """Why `fit_boxes` calls this xyxy box bad."""
+    x1, y1, x2, y2 = box.tolist()
+    if x2 < x1 or y2 < y1:
+        return "reversed"
+    if x2 == x1 or y2 == y1:
+        return "empty"
+    outside = max(-x1, -y1, x2 - width, y2 - height)
+    if outside > SLACK:
+        return f"outside the {width:g} x {height:g} picture by {outside:g} px"
+    return f"nothing of it inside the {width:g} x {height:g} picture"
+
+
+def box_notes(clipped: int, dropped: int) -> list[str]:
+    """The sentences that tell a user what happened to boxes."""
+    notes = []
+    if clipped:
+        notes.append(f"clipped {counted(clipped, 'box', 'boxes')} that stuck out of the picture by up to {SLACK:g} px")
+    if dropped:
+        notes.append(f"left out {counted(dropped, 'box', 'boxes')} that were reversed, empty or outside the picture")
+    return notes
+
+
+def other_class_notes(left_out: Counter[str]) -> list[str]:
+    """The sentence that tells a user which objects were left out for their class."""
+    if not left_out:
+        return []
+    names = listed([f"{name} {number}" for name, number in left_out.most_common()])
+    return [f"left out {counted(left_out.total(), 'object', 'objects')} of classes not in the list: {names}"]

@@ -1,0 +1,106 @@
+"""What a RoI costs. The same function ranks RoIs and trains on them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ohem.errors import OhemError
+from ohem.rois import Rois
+
+
+class NonFiniteLossError(OhemError):
+    """A RoI's loss is NaN or infinite. Training on it, or ranking by it, would ruin the weights.
+
+    Attributes:
+        image: position of the image in the batch.
+    """
+
+    def __init__(self, image: int, roi: int, term: str, value: float, box: list[float]) -> None:
+        self.image = image
+        super().__init__(
+            f"image {image} of the batch, RoI {roi} {box}: {term} loss: found {value}; allowed: finite numbers"
+        )
+
+
+@dataclass
+class RoiLosses:
+    """One loss per RoI of one image, in its two parts. ``losses[index]`` takes some of them.
+
+    Attributes:
+        cls: (R,) softmax log loss; 0 for ignored RoIs.
+        box: (R,) smooth-L1 loss summed over the four deltas; 0 for all but foreground RoIs.
+    """
+
+    cls: Tensor
+    box: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """(R,) the loss by which the paper ranks: class and box loss together."""
+        return self.cls + self.box
+
+    def __getitem__(self, index: Tensor | slice) -> "RoiLosses":
+        return RoiLosses(self.cls[index], self.box[index])
+
+
+def roi_losses(logits: Tensor, deltas: Tensor, rois: Rois, *, beta: float = 1.0) -> RoiLosses:
+    """The loss of every RoI: softmax log loss, and smooth-L1 box loss where it is foreground (paper, section 3.1).
+
+    Args:
+        logits: (R, C + 1) class scores, background first.
+        deltas: (R, 4 * (C + 1)) class-specific normalised deltas, or (R, 4) class-agnostic ones.
+        rois: what the RoIs are to be.
+        beta: where smooth-L1 turns from square to line; 1 in the paper's code (sigma 1), 1/9 in torchvision.
+
+    Returns:
+        Losses in float32 at least, whatever precision the scores came in.
+    """
+    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    cls = F.cross_entropy(logits, rois.labels, ignore_index=-1, reduction="none")
+    foreground = (rois.labels > 0).nonzero().squeeze(1)
+    per_class = deltas[foreground].view(len(foreground), deltas.shape[1] // 4, 4)
+    row = rois.labels[foreground] if per_class.shape[1] > 1 else torch.zeros_like(foreground)
+    chosen = per_class[torch.arange(len(foreground), device=row.device), row]
+    each = F.smooth_l1_loss(
+        chosen.to(logits.dtype), rois.deltas[foreground].to(logits.dtype), beta=beta, reduction="none"
+    )
+    box = torch.zeros_like(cls).index_copy(0, foreground, each.sum(dim=1))
+    return RoiLosses(cls, box)
+
+
+def mean_losses(losses: Sequence[RoiLosses], over: Literal["image", "batch"] = "image") -> RoiLosses:
+    """The training loss of the selected RoIs: both parts divided by the number of RoIs, not of foreground RoIs.
+
+    Args:
+        losses: the selected RoIs' losses, one entry an image.
+        over: "image" takes the mean within each image and then over the images, as the authors' gradient
+            accumulation does, so an image with few survivors weighs as much as another. "batch" takes one mean over
+            all selected RoIs, for samplers that choose over the whole batch.
+
+    Returns:
+        Scalars ``cls`` and ``box``. An image without selected RoIs adds 0.
+    """
+    if over == "batch":
+        count = max(sum(len(image.cls) for image in losses), 1)
+        return RoiLosses(sum_of([i.cls.sum() for i in losses]) / count, sum_of([i.box.sum() for i in losses]) / count)
+    cls = [image.cls.sum() / max(len(image.cls), 1) for image in losses]
+    box = [image.box.sum() / max(len(image.box), 1) for image in losses]
+    return RoiLosses(sum_of(cls) / len(losses), sum_of(box) / len(losses))
+
+
+def require_finite(losses: Sequence[RoiLosses], rois: Sequence[Rois]) -> None:
+    """Raise :class:`NonFiniteLossError` for the first loss that is NaN or infinite."""
+    for image, (each, boxes) in enumerate(zip(losses, rois, strict=True)):
+        for term, values in (("class", each.cls), ("box", each.box)):
+            if not values.isfinite().all():
+                roi = int((~values.isfinite()).nonzero()[0])
+                raise NonFiniteLossError(image, roi, term, float(values[roi]), boxes.boxes[roi].tolist())
+
+
+def sum_of(terms: Sequence[Tensor]) -> Tensor:
+    """Sum of scalar tensors."""
+    return torch.stack(list(terms)).sum()

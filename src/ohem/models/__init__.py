@@ -1,0 +1,1 @@
+"""Detectors: backbones, RoI head and Fast R-CNN."""

@@ -1,0 +1,196 @@
+"""Backbones: images in, one feature map out. Each carries the preprocessing that its weights were trained with."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from ohem.errors import OhemError
+from ohem.models.spec import BackboneSpec
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What happens to RGB images in [0, 1] before the first layer.
+
+    Attributes:
+        mean: subtracted, per channel in the order that the network reads.
+        std: divided by, after the mean.
+        scale: multiplied by, before the mean; 255 for Caffe's weights.
+        bgr: the network reads blue first.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    scale: float = 1.0
+    bgr: bool = False
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) RGB in [0, 1] to what the network reads."""
+        images = images.flip(1) if self.bgr else images
+        return (images * self.scale - images.new_tensor(self.mean)[:, None, None]) / images.new_tensor(self.std)[
+            :, None, None
+        ]
+
+
+TORCHVISION = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CAFFE = Preprocessing((102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0), scale=255.0, bgr=True)
+
+
+class Backbone(nn.Module):
+    """A convolutional network with one output map.
+
+    Attributes:
+        out_channels: C of the output.
+        stride: input pixels per output cell.
+        preprocessing: applied first.
+    """
+
+    def __init__(self, out_channels: int, stride: int, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+        self.stride = stride
+        self.preprocessing = preprocessing
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) RGB, uint8 or float in [0, 1], to (N, C, about H / stride, about W / stride)."""
+        images = images.float().div(255) if images.dtype == torch.uint8 else images
+        return self.maps(self.preprocessing(images))
+
+    def maps(self, images: Tensor) -> Tensor:
+        """The network proper, on preprocessed images."""
+        raise NotImplementedError(type(self).__name__)
+
+    def frozen_by_paper(self) -> Iterable[nn.Module]:
+        """The layers that the paper does not train."""
+        return ()
+
+
+class VGG16(Backbone):
+    """VGG16 up to conv5_3, without pool5 (Simonyan & Zisserman, configuration D; paper, section 5.1).
+
+    The layers stand in torchvision's order, so its weights load by name. Caffe's pooling rounds sizes up.
+    """
+
+    fc_inputs = (512, 7)
+
+    def __init__(self, preprocessing: Preprocessing = TORCHVISION) -> None:
+        super().__init__(512, 16, preprocessing)
+        self.features = torchvision.models.vgg16(weights=None).features[:-1]
+        for layer in self.features:
+            if isinstance(layer, nn.MaxPool2d):
+                layer.ceil_mode = True
+
+    def maps(self, images: Tensor) -> Tensor:
+        """See :meth:`Backbone.maps`."""
+        return cast(Tensor, self.features(images))
+
+    def frozen_by_paper(self) -> Iterable[nn.Module]:
+        """conv1_1 to conv2_2."""
+        return list(self.features[:10])
+
+
+class VGGCNNM1024(Backbone):
+    """VGG_CNN_M_1024 up to conv5 (Chatfield et al. 2014; the layers of the Fast R-CNN release).
+
+    ``nn.LocalResponseNorm`` divides alpha by the window, as Caffe does.
+    """
+
+    fc_inputs = (512, 6)
+
+    def __init__(self, preprocessing: Preprocessing = CAFFE) -> None:
+        super().__init__(512, 16, preprocessing)
+
+        def norm_and_pool() -> list[nn.Module]:
+            return [nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0), nn.MaxPool2d(3, 2, ceil_mode=True)]
+
+        def conv(inputs: int, outputs: int, kernel: int, stride: int, padding: int) -> list[nn.Module]:
+            return [nn.Conv2d(inputs, outputs, kernel, stride, padding), nn.ReLU(inplace=True)]
+
+        self.features = nn.Sequential(
+            *conv(3, 96, 7, 2, 0),
+            *norm_and_pool(),
+            *conv(96, 256, 5, 2, 1),
+            *norm_and_pool(),
+            *conv(256, 512, 3, 1, 1),
+            *conv(512, 512, 3, 1, 1),
+            *conv(512, 512, 3, 1, 1),
+        )
+
+    def maps(self, images: Tensor) -> Tensor:
+        """See :meth:`Backbone.maps`."""
+        return cast(Tensor, self.features(images))
+
+    def frozen_by_paper(self) -> Iterable[nn.Module]:
+        """conv1."""
+        return list(self.features[:1])
+
+
+class TimmBackbone(Backbone):
+    """Any timm model with ``features_only``: chosen maps, each divided by its scale, joined at the finest stride.
+
+    BatchNorm layers use their stored statistics always; two images are too few to estimate them.
+    """
+
+    def __init__(self, name: str, strides: Sequence[int] = (16,), scales: Sequence[float] | None = None) -> None:
+        try:
+            probe: Any = timm.create_model(name, features_only=True, pretrained=False)
+        except (RuntimeError, AttributeError, ValueError) as error:
+            raise OhemError(
+                f"detector.backbone.name: found {name!r}; allowed: vgg16, vgg_cnn_m_1024, or a timm model with"
+                f" feature maps ({error})"
+            ) from error
+        reductions = probe.feature_info.reduction()
+        if absent := [stride for stride in strides if stride not in reductions]:
+            raise OhemError(f"detector.backbone.strides: found {absent}; allowed for {name}: {sorted(set(reductions))}")
+        if scales is not None and len(scales) != len(strides):
+            raise OhemError(f"detector.backbone.scales: found {len(scales)} scales; allowed: one for each of {strides}")
+        levels = tuple(len(reductions) - 1 - reductions[::-1].index(stride) for stride in strides)
+        body: Any = timm.create_model(name, features_only=True, pretrained=False, out_indices=levels)
+        default = body.default_cfg if hasattr(body, "default_cfg") else probe.default_cfg
+        super().__init__(
+            sum(body.feature_info.channels()),
+            strides[0],
+            Preprocessing(tuple(default["mean"]), tuple(default["std"])),
+        )
+        self.body = body
+        self.scales = tuple(scales or [1.0] * len(strides))
+
+    def maps(self, images: Tensor) -> Tensor:
+        """See :meth:`Backbone.maps`."""
+        maps = [each / scale for each, scale in zip(self.body(images), self.scales, strict=True)]
+        size = maps[0].shape[-2:]
+        return torch.cat([maps[0], *(F.interpolate(each, size, mode="nearest") for each in maps[1:])], dim=1)
+
+    def train(self, mode: bool = True) -> "TimmBackbone":
+        """Training mode, with BatchNorm left in evaluation mode."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+
+def build_backbone(spec: BackboneSpec) -> Backbone:
+    """An untrained backbone with the spec's layers frozen; weights are loaded by :mod:`ohem.models.weights`.
+
+    Raises:
+        OhemError: the name, a stride or the scales do not fit.
+    """
+    if spec.name in ("vgg16", "vgg_cnn_m_1024"):
+        if spec.strides != (16,) or spec.scales is not None:
+            raise OhemError(
+                f"detector.backbone.strides: found {spec.strides}; allowed for {spec.name}: [16], no scales"
+            )
+        backbone: Backbone = VGG16() if spec.name == "vgg16" else VGGCNNM1024()
+    else:
+        backbone = TimmBackbone(spec.name, spec.strides, spec.scales)
+    frozen: Iterable[nn.Module] = {"paper": backbone.frozen_by_paper(), "all": [backbone], "none": ()}[spec.freeze]
+    for module in frozen:
+        module.requires_grad_(False)
+    return backbone

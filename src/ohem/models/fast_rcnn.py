@@ -1,0 +1,249 @@
+"""Fast R-CNN with the sampler as its one seam (paper, sections 3 and 4)."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Generator, Tensor, nn
+from torchvision.ops import clip_boxes_to_image
+
+from ohem.boxes import DeltaStats, decode_deltas
+from ohem.losses import RoiLosses, mean_losses, require_finite, roi_losses
+from ohem.models.backbones import Backbone
+from ohem.models.roi_head import RoIHead, read_only
+from ohem.rois import Rois, label_rois
+from ohem.samplers import HardSampler, Sampler
+
+Target = dict[str, Tensor]
+"""As torchvision's: ``boxes`` (G, 4) float32, ``labels`` (G,) int64; also ``difficult`` and ``crowd`` (G,) bool."""
+
+
+@dataclass
+class TrainingStep:
+    """One forward pass in training, and what was seen on the way.
+
+    Attributes:
+        losses: ``loss_cls`` and ``loss_box``, scalars to be summed and differentiated.
+        rois: the candidates of each image.
+        selected: the indices of those that trained.
+        score: the read-only pass over this step's RoIs, with the losses it gave where the sampler asked for them.
+    """
+
+    losses: dict[str, Tensor]
+    rois: list[Rois]
+    selected: list[Tensor]
+    score: "ReadOnlyPass"
+
+
+@dataclass
+class ReadOnlyPass:
+    """The lazy ``score`` that a sampler is handed.
+
+    Attributes:
+        losses: what it gave last; None before it was called.
+        seconds: time spent in it.
+    """
+
+    detector: "FastRCNN"
+    features: list[Tensor]
+    rois: list[Rois]
+    losses: list[RoiLosses] | None = None
+    seconds: float = 0.0
+
+    def __call__(self, *, dropout: bool = True) -> list[RoiLosses]:
+        """See :meth:`FastRCNN.rank`."""
+        start = now(self.features[0].device)
+        self.losses = self.detector.rank(self.features, self.rois, dropout=dropout)
+        self.seconds += now(self.features[0].device) - start
+        return self.losses
+
+
+class FastRCNN(nn.Module):
+    """Backbone, RoI head, and a sampler that decides which RoIs train.
+
+    Args:
+        backbone: images to one feature map.
+        head: feature map and boxes to class logits and box deltas.
+        num_classes: C, without background.
+        sampler: see :mod:`ohem.samplers`; may be exchanged at any time.
+        stats: how box deltas are normalised. Kept in buffers; :meth:`set_delta_stats` changes them and leaves the
+            function that the network computes as it is.
+        fg_iou: see :func:`ohem.rois.label_rois`.
+        ignore: see :func:`ohem.rois.label_rois`.
+        loss_over: see :func:`ohem.losses.mean_losses`.
+        smooth_l1_beta: see :func:`ohem.losses.roi_losses`.
+        ranking_chunk: RoIs scored at once by the read-only pass.
+    """
+
+    delta_mean: Tensor
+    delta_std: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: RoIHead,
+        num_classes: int,
+        *,
+        sampler: Sampler | None = None,
+        stats: DeltaStats | None = None,
+        fg_iou: float = 0.5,
+        ignore: bool = True,
+        loss_over: Literal["image", "batch"] = "image",
+        smooth_l1_beta: float = 1.0,
+        ranking_chunk: int = 512,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.head, self.num_classes = backbone, head, num_classes
+        self.sampler: Sampler = sampler or HardSampler()
+        self.fg_iou, self.ignore, self.loss_over = fg_iou, ignore, loss_over
+        self.smooth_l1_beta, self.ranking_chunk = smooth_l1_beta, ranking_chunk
+        stats = stats or DeltaStats.fixed(num_classes)
+        self.register_buffer("delta_mean", stats.mean.clone())
+        self.register_buffer("delta_std", stats.std.clone())
+
+    def forward(
+        self,
+        images: Sequence[Tensor],
+        proposals: Sequence[Tensor],
+        targets: Sequence[Target] | None = None,
+        rng: Generator | None = None,
+    ) -> dict[str, Tensor] | list[tuple[Tensor, Tensor]]:
+        """In training mode the losses of :meth:`training_step`; in evaluation mode :meth:`score_rois` of each image.
+
+        Args:
+            images: (3, H, W) RGB, uint8 or float in [0, 1], each of its own size.
+            proposals: (P, 4) xyxy for each image, in its pixels.
+            targets: needed in training.
+            rng: CPU generator for the sampler; torch's default one when omitted.
+
+        Raises:
+            ValueError: training mode without targets, or a box without area.
+        """
+        if self.training:
+            if targets is None:
+                raise ValueError("targets: found None; allowed in training mode: one target for each image")
+            return self.training_step(images, proposals, targets, rng).losses
+        features = self.features(images)
+        return [
+            self.score_rois(feature, boxes, cast(tuple[int, int], tuple(image.shape[-2:])))
+            for feature, boxes, image in zip(features, proposals, images, strict=True)
+        ]
+
+    def training_step(
+        self,
+        images: Sequence[Tensor],
+        proposals: Sequence[Tensor],
+        targets: Sequence[Target],
+        rng: Generator | None = None,
+    ) -> TrainingStep:
+        """One forward pass of section 4.1: label all RoIs, let the sampler choose, and compute the loss of those.
+
+        Raises:
+            ValueError: a box without area.
+            NonFiniteLossError: a loss is NaN or infinite; nothing has been trained on it.
+        """
+        rois = [
+            label_rois(
+                boxes,
+                target["boxes"],
+                target["labels"],
+                DeltaStats(self.delta_mean, self.delta_std),
+                difficult=target.get("difficult"),
+                crowd=target.get("crowd"),
+                fg_iou=self.fg_iou,
+                ignore=self.ignore,
+            )
+            for boxes, target in zip(proposals, targets, strict=True)
+        ]
+        features = self.features(images)
+        score = ReadOnlyPass(self, features, rois)
+        selected = self.sampler(rois, score, rng or torch.default_generator)
+        chosen = [image[index] for image, index in zip(rois, selected, strict=True)]
+        losses = [self._losses(feature, image) for feature, image in zip(features, chosen, strict=True)]
+        require_finite(losses, chosen)
+        mean = mean_losses(losses, self.loss_over)
+        return TrainingStep({"loss_cls": mean.cls, "loss_box": mean.box}, rois, selected, score)
+
+    def rank(self, features: Sequence[Tensor], rois: Sequence[Rois], *, dropout: bool = True) -> list[RoiLosses]:
+        """The read-only pass (section 4.2): the loss of all RoIs, in chunks, with nothing left behind.
+
+        Args:
+            features: of :meth:`features`, one map an image.
+            rois: all candidates of each image.
+            dropout: as in training, or off.
+
+        Raises:
+            NonFiniteLossError: a loss is NaN or infinite.
+        """
+        with read_only(self.head, dropout=dropout):
+            losses = []
+            for feature, image in zip(features, rois, strict=True):
+                starts = range(0, len(image), self.ranking_chunk)
+                chunks = [self._losses(feature, image[s : s + self.ranking_chunk]) for s in starts]
+                empty = [feature.new_zeros(0, dtype=torch.float32)]
+                losses.append(
+                    RoiLosses(
+                        torch.cat([c.cls for c in chunks] or empty),
+                        torch.cat([c.box for c in chunks] or empty),
+                    )
+                )
+        require_finite(losses, rois)
+        return losses
+
+    def features(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """One (1, C, H, W) map an image.
+
+        Images of one size go through the backbone together; others one by one. Nothing is padded, so an image's
+        features never depend on its neighbours, and a batch gives the gradients of its images accumulated.
+        """
+        if len({image.shape for image in images}) == 1:
+            return list(torch.split(self.head.reduce(self.backbone(torch.stack(list(images)))), 1))
+        return [cast(Tensor, self.head.reduce(self.backbone(image[None]))) for image in images]
+
+    def score_rois(self, feature: Tensor, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Score and move the RoIs of one image.
+
+        Args:
+            feature: (1, C, H, W) of :meth:`features`.
+            boxes: (R, 4) xyxy, pixels of the network's input.
+            size: height and width of the network's input; boxes are clipped to it.
+
+        Returns:
+            Class probabilities (R, C + 1), background first, and a box for each class (R, C + 1, 4).
+        """
+        scores, moved = [], []
+        for chunk in torch.split(boxes, self.ranking_chunk):
+            logits, deltas = self.head(feature, chunk)
+            raw = deltas.float().view(len(chunk), -1, 4) * self.delta_std + self.delta_mean
+            scores.append(logits.float().softmax(dim=1))
+            moved.append(clip_boxes_to_image(decode_deltas(chunk, raw), size))
+        if not scores:
+            return boxes.new_zeros(0, self.num_classes + 1), boxes.new_zeros(0, self.num_classes + 1, 4)
+        return torch.cat(scores), torch.cat(moved)
+
+    @torch.no_grad()
+    def set_delta_stats(self, stats: DeltaStats) -> None:
+        """Change the normalisation of box deltas and the last layer with it, so that predicted boxes stay the same.
+
+        Mean 0 and std 1 fold the statistics into the weights, as the authors' code does when it saves a snapshot.
+        """
+        mean, std = stats.mean.to(self.delta_mean), stats.std.to(self.delta_std)
+        layer = self.head.bbox_pred
+        scale = (self.delta_std / std).flatten()
+        layer.weight.mul_(scale[:, None])
+        layer.bias.mul_(scale).add_(((self.delta_mean - mean) / std).flatten())
+        self.delta_mean.copy_(mean)
+        self.delta_std.copy_(std)
+
+    def _losses(self, feature: Tensor, rois: Rois) -> RoiLosses:
+        logits, deltas = self.head(feature, rois.boxes)
+        return roi_losses(logits, deltas, rois, beta=self.smooth_l1_beta)
+
+
+def now(device: torch.device) -> float:
+    """Seconds, once the device has finished what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

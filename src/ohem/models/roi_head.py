@@ -1,0 +1,96 @@
+"""The RoI network: pooling, fully connected layers, class scores and class-specific boxes (paper, figure 1)."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align, roi_pool
+
+
+class RoIHead(nn.Module):
+    """Features and boxes in, class logits and normalised box deltas out.
+
+    Args:
+        in_channels: of the feature map.
+        stride: input pixels per cell of the feature map.
+        num_classes: C, without background.
+        pool: RoI max-pooling or RoIAlign.
+        pool_size: side of the pooled map.
+        channels: channels after a 1x1 convolution before pooling; None: no convolution.
+        fc: widths of the fully connected layers.
+        dropout: after each of them.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        stride: int,
+        num_classes: int,
+        *,
+        pool: Literal["max", "align"] = "max",
+        pool_size: int = 7,
+        channels: int | None = None,
+        fc: Sequence[int] = (4096, 4096),
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.stride, self.pool, self.pool_size = stride, pool, pool_size
+        self.reduce = nn.Identity() if channels is None else nn.Conv2d(in_channels, channels, 1)
+        widths = [(channels or in_channels) * pool_size**2, *fc]
+        self.fc = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.dropout = nn.Dropout(dropout)
+        self.cls_score = nn.Linear(widths[-1], num_classes + 1)
+        self.bbox_pred = nn.Linear(widths[-1], 4 * (num_classes + 1))
+        for layer in [*self.fc, *([self.reduce] if channels else [])]:
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+        for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Score the RoIs of one image.
+
+        Args:
+            features: (1, C, H, W), already through :attr:`reduce`.
+            boxes: (R, 4) xyxy, pixels of the network's input.
+
+        Returns:
+            Logits (R, C + 1), background first, and normalised deltas (R, 4 * (C + 1)).
+        """
+        hidden = self.pool_rois(features, boxes).flatten(1)
+        for layer in self.fc:
+            hidden = self.dropout(torch.relu(layer(hidden)))
+        return self.cls_score(hidden), self.bbox_pred(hidden)
+
+    def pool_rois(self, features: Tensor, boxes: Tensor) -> Tensor:
+        """(R, C, S, S). RoI max-pooling reads inclusive pixel corners, as in Caffe; RoIAlign reads ours."""
+        size, scale = (self.pool_size, self.pool_size), 1 / self.stride
+        boxes = boxes.to(features.dtype)
+        if self.pool == "max":
+            inclusive = boxes - boxes.new_tensor([0, 0, 1, 1])
+            return cast(Tensor, roi_pool(features, [inclusive], size, scale))
+        return cast(Tensor, roi_align(features, [boxes], size, scale, sampling_ratio=2, aligned=True))
+
+
+@contextmanager
+def read_only(network: nn.Module, *, dropout: bool) -> Iterator[None]:
+    """Run ``network`` so that nothing of it is left behind: no gradient, and no BatchNorm statistics updated.
+
+    Args:
+        network: put back as it was on leaving.
+        dropout: True leaves dropout as it is, False switches it off.
+    """
+    quiet = (nn.modules.batchnorm._BatchNorm, *(() if dropout else (nn.modules.dropout._DropoutNd,)))
+    changed = [module for module in network.modules() if isinstance(module, quiet) and module.training]
+    for module in changed:
+        module.training = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in changed:
+            module.training = True

@@ -1,0 +1,1 @@
+"""Recipes: everything that decides a training run, as one typed file. Those in this folder ship with the package."""

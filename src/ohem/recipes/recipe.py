@@ -1,0 +1,269 @@
+"""One typed recipe. Unknown fields and wrong values are refused, with the allowed ones named."""
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PlainSerializer,
+    PlainValidator,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from ohem.errors import OhemError
+from ohem.models.spec import DetectorSpec, Spec
+from ohem.samplers import AllSampler, HardSampler, RandomSampler, Sampler
+
+SAMPLERS: Mapping[str, type] = {"hard": HardSampler, "random": RandomSampler, "all": AllSampler}
+
+
+def _read_sampler(value: Any) -> Sampler:
+    """``hard``, or ``{kind: hard, nms_iou: 0.5}``."""
+    if isinstance(value, tuple(SAMPLERS.values())):
+        return value  # type: ignore[return-value]
+    options = {"kind": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
+    kind = options.pop("kind", None)
+    if kind not in SAMPLERS:
+        raise ValueError(f"kind: found {kind!r}; allowed: {', '.join(SAMPLERS)}")
+    known = [field.name for field in fields(SAMPLERS[kind])]
+    for name in options:
+        if name not in known:
+            raise ValueError(f"{name}: found an unknown field; allowed for {kind}: {', '.join(known) or 'none'}")
+    try:
+        sampler: Sampler = TypeAdapter(SAMPLERS[kind]).validate_python(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: found {first['input']!r}; {first['msg']}") from error
+    return sampler
+
+
+def _write_sampler(sampler: Sampler) -> dict[str, Any]:
+    kind = next(name for name, cls in SAMPLERS.items() if type(sampler) is cls)
+    return {"kind": kind, **asdict(sampler)}  # type: ignore[call-overload]
+
+
+SamplerField = Annotated[Any, PlainValidator(_read_sampler), PlainSerializer(_write_sampler)]
+
+
+class DataSpec(Spec):
+    """What of the data set is used, and how images are varied.
+
+    Attributes:
+        classes: the class list in order; None takes the data set's own.
+        other_classes: objects of classes that are not in the list: ``error`` refuses the data set, ``drop`` leaves
+            them out and says how many.
+        bad_boxes: boxes that are reversed, empty or outside their image: ``error`` or ``drop``, likewise.
+        flip: mirror images at random, each with probability a half.
+    """
+
+    classes: tuple[str, ...] | None = None
+    other_classes: Literal["error", "drop"] = "error"
+    bad_boxes: Literal["error", "drop"] = "error"
+    flip: bool = True
+
+
+class OptimizerSpec(Spec):
+    """SGD as in the paper, or AdamW.
+
+    Attributes:
+        lr: after warm-up, before the first step of the schedule.
+        momentum: of SGD.
+        weight_decay: of weights; biases have none.
+        bias_lr_factor: 2 in the authors' code.
+        backbone_lr_factor: below 1 for backbones that are to change less than the new layers.
+        clip_norm: gradients with a larger norm are scaled down to it; None: not.
+    """
+
+    kind: Literal["sgd", "adamw"] = "sgd"
+    lr: PositiveFloat = 0.001
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NonNegativeFloat = 0.0005
+    bias_lr_factor: PositiveFloat = 2.0
+    backbone_lr_factor: PositiveFloat = 1.0
+    clip_norm: PositiveFloat | None = None
+
+
+class ScheduleSpec(Spec):
+    """The learning rate over the iterations.
+
+    Attributes:
+        kind: ``step`` multiplies it by ``gamma`` every ``step_every`` iterations; ``cosine`` brings it to 0.
+        step_every: iterations.
+        gamma: factor.
+        warmup: iterations over which it rises linearly from a tenth.
+    """
+
+    kind: Literal["step", "cosine"] = "step"
+    step_every: PositiveInt = 30_000
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    warmup: NonNegativeInt = 0
+
+    def factor(self, iteration: int, iterations: int) -> float:
+        """What the learning rate is multiplied by in this iteration (0-based).
+
+        Deliberately free of state: a resumed run needs nothing but its iteration.
+        """
+        warm = min(1.0, 0.1 + 0.9 * iteration / self.warmup) if self.warmup else 1.0
+        if self.kind == "step":
+            return warm * float(self.gamma ** (iteration // self.step_every))
+        return warm * 0.5 * (1 + math.cos(math.pi * iteration / iterations))
+
+
+class EvaluationSpec(Spec):
+    """How the model is measured during training, when there is a validation split.
+
+    Attributes:
+        metric: ``voc07`` (11-point), ``voc12`` (area), or ``coco`` (AP over IoU 0.5 to 0.95).
+        every: iterations; 0 measures at the end only.
+    """
+
+    metric: Literal["voc07", "voc12", "coco"] = "voc07"
+    every: NonNegativeInt = 0
+
+
+class Recipe(Spec):
+    """Everything that decides a run, apart from the data.
+
+    Attributes:
+        detector: what is trained.
+        sampler: which RoIs train: ``hard`` (OHEM), ``random`` (Fast R-CNN's heuristic) or ``all``; with options:
+            ``{kind: hard, nms_iou: 0.5}``.
+        data: see :class:`DataSpec`.
+        optimizer: see :class:`OptimizerSpec`.
+        schedule: see :class:`ScheduleSpec`.
+        evaluation: see :class:`EvaluationSpec`.
+        iterations: steps of the optimizer.
+        images_per_step: N.
+        accumulate: run the N images one after the other and add up their gradients, as the paper does for VGG16, for
+            less memory; False runs them in one forward pass.
+        seed: all randomness follows from it.
+        init_from: start from another run's weights file; classes are matched by name.
+        log_every: iterations.
+        all_rois_every: iterations after which a sampler that does not rank has the loss over all RoIs measured.
+        checkpoint_every: iterations.
+    """
+
+    detector: DetectorSpec = DetectorSpec()
+    sampler: SamplerField = HardSampler()
+    data: DataSpec = DataSpec()
+    optimizer: OptimizerSpec = OptimizerSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    iterations: PositiveInt = 80_000
+    images_per_step: PositiveInt = 2
+    accumulate: bool = False
+    seed: NonNegativeInt = 0
+    init_from: Path | None = None
+    log_every: PositiveInt = 20
+    all_rois_every: PositiveInt = 100
+    checkpoint_every: PositiveInt = 1000
+
+    @model_validator(mode="after")
+    def _cap_needs_one_pass(self) -> "Recipe":
+        if self.accumulate and getattr(self.sampler, "cap", "image") == "batch":
+            raise ValueError("accumulate: found true; allowed with sampler.cap 'batch': false, to rank images together")
+        return self
+
+
+def built_in_recipes() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    return sorted(
+        p.name.removesuffix(".yaml") for p in resources.files(__package__).iterdir() if p.name.endswith(".yaml")
+    )
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        name: a YAML file, or the name of a built-in recipe.
+        overrides: ``field=value`` or ``part.field=value``, values in YAML: ``optimizer.lr=0.01``, ``sampler=random``.
+
+    Raises:
+        OhemError: no such recipe, or a field that is unknown or wrong. All faults are listed, one a line.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise OhemError(
+                f"{path}: found no such file; allowed: a recipe file, or one of {', '.join(built_in_recipes())}"
+            )
+        text = path.read_text()
+    elif name in built_in_recipes():
+        text = (resources.files(__package__) / f"{name}.yaml").read_text()
+    else:
+        close = difflib.get_close_matches(name, built_in_recipes(), 1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise OhemError(
+            f"recipe: found {name!r}{hint}; allowed: a .yaml file, or one of {', '.join(built_in_recipes())}"
+        )
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise OhemError(f"{name}: found no readable YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise OhemError(f"{name}: found {type(values).__name__}; allowed: fields and values")
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise OhemError("\n".join(f"{name}: {_explain(each)}" for each in error.errors())) from error
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The whole recipe as YAML, defaults included."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise OhemError(f"{override!r}: found no field=value; allowed: such as optimizer.lr=0.01 or sampler=random")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise OhemError(f"{key}: found {text!r}; allowed: a YAML value") from error
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = values.setdefault(parent, {})
+        if isinstance(child, str):
+            child = values[parent] = {"kind": child}
+        if not isinstance(child, dict):
+            raise OhemError(f"{key}: found a field inside {parent}, which is {child!r}; allowed: {parent}=VALUE")
+        values = child
+    values[last] = value
+
+
+def _explain(error: Any) -> str:
+    """One line: the field, what was found, what is allowed."""
+    where = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        allowed = _fields_at(error["loc"][:-1])
+        close = difflib.get_close_matches(str(error["loc"][-1]), allowed, 1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        return f"{where}: found an unknown field{hint}; allowed: {', '.join(allowed)}"
+    if error["type"] == "value_error":
+        message = str(error["ctx"]["error"])
+        return f"{where}.{message}" if where else message
+    return f"{where}: found {error['input']!r}; allowed: {error['msg'].removeprefix('Input should be ')}"
+
+
+def _fields_at(location: Sequence[str | int]) -> list[str]:
+    spec: Any = Recipe
+    for part in location:
+        spec = spec.model_fields[str(part)].annotation
+    return list(spec.model_fields)

@@ -1,0 +1,178 @@
+"""Which RoIs of a mini-batch train. The sampler is the experiment: everything else stays the same.
+
+A sampler takes the candidate RoIs of each image and returns, for each image, the indices of those that train. It owns
+no network. Losses come from ``score``, which runs the read-only RoI network over all RoIs when it is called, so a
+sampler that does not look at losses pays nothing for them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Generator, Tensor
+from torchvision.ops import nms
+
+from ohem.losses import RoiLosses
+from ohem.rois import Rois
+
+
+class Score(Protocol):
+    """The read-only pass: one loss for every RoI of every image, without gradient."""
+
+    def __call__(self, *, dropout: bool = True) -> list[RoiLosses]:
+        """Losses of all RoIs, with dropout as in training or without."""
+        ...
+
+
+class Sampler(Protocol):
+    """Chooses RoIs: candidate RoIs of N images in, N tensors of int64 indices out. Ignored RoIs are never chosen."""
+
+    def __call__(self, rois: list[Rois], score: Score, rng: Generator) -> list[Tensor]:
+        """The indices of the RoIs of each image that train; ``rng`` is a CPU generator."""
+        ...
+
+
+def hard_examples(
+    boxes: Tensor,
+    losses: Tensor,
+    k: int,
+    nms_iou: float | None = 0.7,
+    groups: Tensor | None = None,
+    fill: bool = False,
+) -> Tensor:
+    """The hardest RoIs, without near-duplicates (paper, section 4.1).
+
+    RoIs are taken in the order of falling loss; one that overlaps a harder survivor by more than ``nms_iou`` is
+    dropped; the first k survivors are the mini-batch. Equal losses keep the order in which they were given.
+
+    Args:
+        boxes: (R, 4) xyxy.
+        losses: (R,) one loss per RoI.
+        k: how many to return at most (B/N in the paper).
+        nms_iou: overlap above which the easier of two RoIs is dropped; None keeps duplicates.
+        groups: (R,) int64; RoIs of different groups never drop each other. None: one group.
+        fill: where fewer than k survive, add the hardest of the dropped ones. The paper trains on fewer instead.
+
+    Returns:
+        (min(k, survivors),) int64 indices into ``boxes``, hardest first.
+
+    Raises:
+        ValueError: a loss is NaN or infinite. It would sort as the hardest example and train the network on nonsense.
+    """
+    if not losses.isfinite().all():
+        first = int((~losses.isfinite()).nonzero()[0])
+        raise ValueError(f"losses[{first}]: found {float(losses[first])}; allowed: finite numbers")
+    order = losses.argsort(descending=True, stable=True)
+    if nms_iou is None:
+        return order[:k]
+    kept = torch.zeros_like(order, dtype=torch.bool)
+    for members in _split(groups, len(order), order.device):
+        kept[members[nms(boxes[members].float(), losses[members].float(), nms_iou)]] = True
+    survives = kept[order]
+    survivors = order[survives]
+    return torch.cat([survivors, order[~survives]])[:k] if fill else survivors[:k]
+
+
+def _split(groups: Tensor | None, count: int, device: torch.device) -> list[Tensor]:
+    if groups is None:
+        return [torch.arange(count, device=device)]
+    return [(groups == group).nonzero().squeeze(1) for group in torch.unique(groups)]
+
+
+@dataclass(frozen=True)
+class HardSampler:
+    """Online hard example mining: rank all RoIs by their current loss, train on the hardest.
+
+    The defaults are the paper's (section 4). No foreground share and no bg_lo: a class that is neglected gains loss
+    until it is chosen.
+
+    Attributes:
+        rois_per_image: B/N.
+        nms_iou: see :func:`hard_examples`; None for no NMS.
+        nms_per_label: let only RoIs of the same label drop each other, as the authors' code does; the paper ranks all
+            RoIs of an image together.
+        cap: "image" takes rois_per_image from each image (section 4.1); "batch" takes N times as many from all images
+            together (section 4.2).
+        rank_box_loss: rank by class and box loss; False ranks by the class loss alone.
+        dropout: leave dropout on in the read-only pass, as the authors' code does.
+        fill: see :func:`hard_examples`.
+    """
+
+    rois_per_image: int = 64
+    nms_iou: float | None = 0.7
+    nms_per_label: bool = False
+    cap: Literal["image", "batch"] = "image"
+    rank_box_loss: bool = True
+    dropout: bool = True
+    fill: bool = False
+
+    def __call__(self, rois: list[Rois], score: Score, rng: Generator) -> list[Tensor]:
+        """The hardest RoIs of each image, hardest first; ``rng`` is not used."""
+        losses = score(dropout=self.dropout)
+        if self.cap == "batch":
+            return self._hardest(rois, losses)
+        return [self._hardest([image], [loss])[0] for image, loss in zip(rois, losses, strict=True)]
+
+    def _hardest(self, rois: Sequence[Rois], losses: Sequence[RoiLosses]) -> list[Tensor]:
+        """Rank the RoIs of these images together; boxes of different images never drop each other."""
+        labels = torch.cat([image.labels for image in rois])
+        image = torch.cat([torch.full_like(each.labels, i) for i, each in enumerate(rois)])
+        index = torch.cat([torch.arange(len(each), device=labels.device) for each in rois])
+        candidates = (labels >= 0).nonzero().squeeze(1)
+        groups = image * (int(labels.max()) + 1) + labels if self.nms_per_label and len(labels) else image
+        ranked_by = torch.cat([loss.total if self.rank_box_loss else loss.cls for loss in losses])
+        chosen = candidates[
+            hard_examples(
+                torch.cat([each.boxes for each in rois])[candidates],
+                ranked_by[candidates],
+                self.rois_per_image * len(rois),
+                self.nms_iou,
+                groups[candidates],
+                self.fill,
+            )
+        ]
+        return [index[chosen[image[chosen] == i]] for i in range(len(rois))]
+
+
+@dataclass(frozen=True)
+class RandomSampler:
+    """Fast R-CNN's heuristic: a fixed share of foreground, the rest background that overlaps an object a little.
+
+    Attributes:
+        rois_per_image: B/N.
+        fg_fraction: at most this share is foreground; background fills the rest. None draws from all RoIs alike, the
+            ablation of section 3.1.
+        bg_lo: background has IoU in [bg_lo, fg threshold).
+    """
+
+    rois_per_image: int = 64
+    fg_fraction: float | None = 0.25
+    bg_lo: float = 0.1
+
+    def __call__(self, rois: list[Rois], score: Score, rng: Generator) -> list[Tensor]:
+        """A random choice for each image; ``score`` is not called."""
+        return [self._draw(image, rng) for image in rois]
+
+    def _draw(self, rois: Rois, rng: Generator) -> Tensor:
+        foreground = (rois.labels > 0).nonzero().squeeze(1)
+        background = ((rois.labels == 0) & (rois.max_iou >= self.bg_lo)).nonzero().squeeze(1)
+        if self.fg_fraction is None:
+            return _choose(torch.cat([foreground, background]), self.rois_per_image, rng)
+        chosen_fg = _choose(foreground, round(self.fg_fraction * self.rois_per_image), rng)
+        chosen_bg = _choose(background, self.rois_per_image - len(chosen_fg), rng)
+        return torch.cat([chosen_fg, chosen_bg])
+
+
+@dataclass(frozen=True)
+class AllSampler:
+    """Every RoI trains (section 5.4): the easy ones have little loss and should not matter."""
+
+    def __call__(self, rois: list[Rois], score: Score, rng: Generator) -> list[Tensor]:
+        """All RoIs that are not ignored; neither ``score`` nor ``rng`` is used."""
+        return [(image.labels >= 0).nonzero().squeeze(1) for image in rois]
+
+
+def _choose(indices: Tensor, k: int, rng: Generator) -> Tensor:
+    """At most k of the indices, at random and without repetition."""
+    return indices[torch.randperm(len(indices), generator=rng)[:k].to(indices.device)]

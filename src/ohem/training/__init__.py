@@ -1,0 +1,1 @@
+"""Training: the loop, its folder, and what makes it repeatable."""

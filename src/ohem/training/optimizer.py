@@ -1,0 +1,40 @@
+"""The optimizer and its learning rates."""
+
+import torch
+from torch import nn
+
+from ohem.models.fast_rcnn import FastRCNN
+from ohem.recipes.recipe import OptimizerSpec
+
+
+def build_optimizer(detector: FastRCNN, spec: OptimizerSpec) -> torch.optim.Optimizer:
+    """SGD or AdamW over all trainable parameters, in groups that carry their own ``base_lr``.
+
+    Biases (and all other parameters with one dimension) have ``bias_lr_factor`` times the rate and no weight decay, as
+    in the authors' code.
+    """
+    groups = []
+    for part, part_factor in ((detector.backbone, spec.backbone_lr_factor), (detector.head, 1.0)):
+        parameters = [p for p in part.parameters() if p.requires_grad]
+        for is_bias in (False, True):
+            members = [p for p in parameters if (p.dim() == 1) == is_bias]
+            lr = spec.lr * part_factor * (spec.bias_lr_factor if is_bias else 1.0)
+            decay = 0.0 if is_bias else spec.weight_decay
+            if members:
+                groups.append({"params": members, "lr": lr, "base_lr": lr, "weight_decay": decay})
+    if spec.kind == "sgd":
+        return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum)
+    return torch.optim.AdamW(groups, lr=spec.lr, fused=True)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Multiply every group's base rate; returns the largest rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+    return float(max(group["lr"] for group in optimizer.param_groups))
+
+
+def clip(module: nn.Module, max_norm: float | None) -> None:
+    """Scale all gradients down together when their norm is larger."""
+    if max_norm is not None:
+        nn.utils.clip_grad_norm_(module.parameters(), max_norm)

@@ -1,0 +1,169 @@
+"""A run is a folder that explains itself.
+
+``recipe.yaml`` what was asked for; ``run.json`` data, fingerprint, seed, versions; ``log.jsonl`` one record a line;
+``checkpoints/last.pt`` to go on from; ``weights.safetensors`` the result and ``best.safetensors`` the best on the
+validation split; ``metrics.json`` what was measured.
+"""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ohem.data.dataset import DetectionDataset, Proposals
+from ohem.errors import OhemError
+from ohem.files import write_atomically
+from ohem.recipes.recipe import Recipe, dump_recipe, load_recipe
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a run's images came from, as the user wrote it; empty where not given.
+
+    Attributes:
+        train: data sources.
+        val: data sources of the validation split.
+        proposals: proposal files; empty: selective search, made when missing.
+        val_proposals: the same for the validation split.
+    """
+
+    train: tuple[str, ...]
+    val: tuple[str, ...] = ()
+    proposals: tuple[str, ...] = ()
+    val_proposals: tuple[str, ...] = ()
+
+
+class Run:
+    """The folder of one training run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.recipe_file = folder / "recipe.yaml"
+        self.info_file = folder / "run.json"
+        self.log_file = folder / "log.jsonl"
+        self.checkpoint_file = folder / "checkpoints" / "last.pt"
+        self.weights_file = folder / "weights.safetensors"
+        self.best_file = folder / "best.safetensors"
+        self.metrics_file = folder / "metrics.json"
+
+    @classmethod
+    def create(cls, folder: Path, recipe: Recipe, sources: Sources, dataset: DetectionDataset, print_: str) -> "Run":
+        """Make a new folder with recipe and run.json.
+
+        Raises:
+            OhemError: the folder exists and is not empty; nothing in it is touched.
+        """
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise OhemError(f"{folder}: found something there already; allowed: a new folder, or --resume {folder}")
+        run = cls(folder)
+        write_atomically(run.recipe_file, dump_recipe(recipe))
+        info = {
+            "format": FORMAT,
+            "sources": {name: list(values) for name, values in vars(sources).items()},
+            "data": {"name": dataset.name, "images": len(dataset), "fingerprint": print_},
+            "classes": list(dataset.classes),
+            "seed": recipe.seed,
+            "machine": machine(),
+        }
+        write_atomically(run.info_file, json.dumps(info, indent=2) + "\n")
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """An existing run.
+
+        Raises:
+            OhemError: not a run folder, or one of another format.
+        """
+        run = cls(folder)
+        if not run.info_file.is_file() or not run.recipe_file.is_file():
+            raise OhemError(f"{folder}: found no run.json and recipe.yaml; allowed: a folder that `ohem train` made")
+        found = run.info().get("format")
+        if found != FORMAT:
+            raise OhemError(f"{run.info_file}: format: found {found!r}; allowed: {FORMAT}")
+        return run
+
+    def recipe(self) -> Recipe:
+        """The recipe, as it was completed when the run began."""
+        return load_recipe(str(self.recipe_file))
+
+    def info(self) -> dict[str, Any]:
+        """What run.json holds."""
+        try:
+            info = json.loads(self.info_file.read_text())
+        except ValueError as error:
+            raise OhemError(f"{self.info_file}: found no readable JSON ({error})") from error
+        if not isinstance(info, dict):
+            raise OhemError(f"{self.info_file}: found {type(info).__name__}; allowed: an object")
+        return info
+
+    def sources(self) -> Sources:
+        """Where its images came from."""
+        return Sources(**{name: tuple(values) for name, values in self.info()["sources"].items()})
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one record to the log."""
+        with self.log_file.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def log(self) -> list[dict[str, Any]]:
+        """All records; a last line cut short by a crash is left out."""
+        if not self.log_file.exists():
+            return []
+        lines = self.log_file.read_text().split("\n")
+        return [json.loads(line) for line in lines[:-1] if line]
+
+    def forget_after(self, iteration: int) -> None:
+        """Drop log records later than ``iteration``; the resumed run writes them again."""
+        kept = [json.dumps(record) + "\n" for record in self.log() if record["iteration"] <= iteration]
+        write_atomically(self.log_file, "".join(kept))
+
+
+def next_run_folder(name: str, parent: Path = Path("runs")) -> Path:
+    """``runs/name``, or the first of ``runs/name-2``, ``-3``, ... that does not exist."""
+    folder, count = parent / name, 1
+    while folder.exists():
+        count += 1
+        folder = parent / f"{name}-{count}"
+    return folder
+
+
+def fingerprint(dataset: DetectionDataset, proposals: Proposals) -> str:
+    """A digest of what trains: ids, sizes, annotations and proposals (not pixels)."""
+    digest = hashlib.sha256(repr(dataset.classes).encode())
+    for record in dataset.records:
+        digest.update(repr((record.id, record.width, record.height)).encode())
+        for array in (record.boxes, record.labels, record.difficult, record.crowd, proposals[record.id]):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def machine() -> dict[str, Any]:
+    """What could make the same seed give other weights: versions, processor, threads."""
+    packages: Sequence[str] = (
+        "ohem",
+        "torch",
+        "torchvision",
+        "timm",
+        "numpy",
+        "opencv-contrib-python-headless",
+        "pillow",
+    )
+    return {
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+        "processor": platform.processor() or platform.machine(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }

@@ -1,7 +1,8 @@
 """Weights: ImageNet's into a new detector, and detectors to and from safetensors files that rebuild themselves.
 
-A file holds the detector's tensors with the box statistics folded into the last layer (so that it predicts plain
-deltas), and in its metadata the detector's spec, its class list and its preprocessing, as JSON.
+A file holds the detector's tensors with the box statistics folded into the last layer (so that whoever reads it gets
+plain deltas) and the statistics beside them (so that losses stay comparable); in its metadata the detector's spec, its
+class list and its preprocessing, as JSON.
 """
 
 import json
@@ -146,7 +147,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def save_detector(path: Path, detector: FastRCNN, spec: DetectorSpec, classes: tuple[str, ...]) -> None:
     """Write a detector to one safetensors file, atomically. The detector is left as it was."""
     state = {key: value.detach().cpu().contiguous() for key, value in detector.state_dict().items()}
-    mean, std = state.pop("delta_mean").flatten(), state.pop("delta_std").flatten()
+    mean, std = state["delta_mean"].flatten(), state["delta_std"].flatten()
     state["head.bbox_pred.weight"] = state["head.bbox_pred.weight"] * std[:, None]
     state["head.bbox_pred.bias"] = state["head.bbox_pred.bias"] * std + mean
     meta = {
@@ -174,11 +175,14 @@ def load_detector(path: Path) -> tuple[FastRCNN, DetectorSpec, tuple[str, ...]]:
     detector = build_detector(spec, len(classes))
     detector.backbone.preprocessing = preprocessing
     state = read_state_dict(path)
-    identity = DeltaStats(torch.zeros(len(classes) + 1, 4), torch.ones(len(classes) + 1, 4))
     try:
-        detector.load_state_dict(state | {"delta_mean": identity.mean, "delta_std": identity.std})
+        detector.load_state_dict(state)
     except RuntimeError as error:
         raise DataError([Fault(path, "tensors", str(error).splitlines()[1].strip(), "those of its spec")]) from error
+    stats = DeltaStats(detector.delta_mean.clone(), detector.delta_std.clone())
+    detector.delta_mean.zero_()
+    detector.delta_std.fill_(1)
+    detector.set_delta_stats(stats)
     return detector.eval(), spec, classes
 
 

@@ -154,6 +154,7 @@ class Recipe(Spec):
         log_every: iterations.
         all_rois_every: iterations after which a sampler that does not rank has the loss over all RoIs measured.
         checkpoint_every: iterations.
+        snapshot_every: iterations after which the weights are kept for good, in ``snapshots/``; 0: never.
     """
 
     detector: DetectorSpec = DetectorSpec()
@@ -170,6 +171,7 @@ class Recipe(Spec):
     log_every: PositiveInt = 20
     all_rois_every: PositiveInt = 100
     checkpoint_every: PositiveInt = 1000
+    snapshot_every: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _cap_needs_one_pass(self) -> "Recipe":

@@ -106,7 +106,7 @@ def train(
             done = iteration + 1
             finished = now(device)
             window.end_step(loaded - clock, finished - loaded)
-            observe({"kind": "step", "iteration": done})
+            observe({"kind": "step", "iteration": done, "iterations": recipe.iterations})
             if done % recipe.log_every == 0 or done == recipe.iterations:
                 _write(run, observe, {"kind": "train", "iteration": done, "lr": lr, **window.close(device)})
             if validation and (
@@ -117,6 +117,8 @@ def train(
                 if best is None or value > best:
                     best = value
                     save_detector(run.best_file, detector, recipe.detector, images.dataset.classes)
+            if recipe.snapshot_every and done % recipe.snapshot_every == 0:
+                save_detector(run.snapshot_file(done), detector, recipe.detector, images.dataset.classes)
             if done % recipe.checkpoint_every == 0 or done == recipe.iterations or stopped.is_set():
                 save_checkpoint(run.checkpoint_file, done, best, detector, optimizer, sampler_rng)
             if stopped.is_set() and done < recipe.iterations:
@@ -205,7 +207,7 @@ def measure(detector: FastRCNN, recipe: Recipe, images: AnnotatedImages, workers
     )
     metric = recipe.evaluation.metric
     if metric == "coco":
-        return float(dict(evaluate_coco(images.dataset, found).rows())["AP"])
+        return evaluate_coco(images.dataset, found).numbers["AP"]
     return evaluate_voc(images.dataset, found, method="voc07" if metric == "voc07" else "area").mean_ap
 
 

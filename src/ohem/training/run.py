@@ -2,7 +2,7 @@
 
 ``recipe.yaml`` what was asked for; ``run.json`` data, fingerprint, seed, versions; ``log.jsonl`` one record a line;
 ``checkpoints/last.pt`` to go on from; ``weights.safetensors`` the result and ``best.safetensors`` the best on the
-validation split; ``metrics.json`` what was measured.
+validation split; ``snapshots/`` weights on the way, where the recipe asks for them.
 """
 
 import hashlib
@@ -54,7 +54,10 @@ class Run:
         self.checkpoint_file = folder / "checkpoints" / "last.pt"
         self.weights_file = folder / "weights.safetensors"
         self.best_file = folder / "best.safetensors"
-        self.metrics_file = folder / "metrics.json"
+
+    def snapshot_file(self, iteration: int) -> Path:
+        """The weights kept after so many iterations."""
+        return self.folder / "snapshots" / f"{iteration:07d}.safetensors"
 
     @classmethod
     def create(cls, folder: Path, recipe: Recipe, sources: Sources, dataset: DetectionDataset, print_: str) -> "Run":
@@ -129,13 +132,13 @@ class Run:
         write_atomically(self.log_file, "".join(kept))
 
 
-def next_run_folder(name: str, parent: Path = Path("runs")) -> Path:
-    """``runs/name``, or the first of ``runs/name-2``, ``-3``, ... that does not exist."""
-    folder, count = parent / name, 1
-    while folder.exists():
+def next_folder(folder: Path) -> Path:
+    """The folder itself, or the first of ``folder-2``, ``folder-3``, ... that does not exist."""
+    found, count = folder, 1
+    while found.exists():
         count += 1
-        folder = parent / f"{name}-{count}"
-    return folder
+        found = folder.with_name(f"{folder.name}-{count}")
+    return found
 
 
 def fingerprint(dataset: DetectionDataset, proposals: Proposals) -> str:

@@ -1,0 +1,79 @@
+"""What is hard: the losses of all RoIs of a data set, under one detector."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ohem.boxes import DeltaStats
+from ohem.data.dataset import ImageRecord, Proposals
+from ohem.data.loading import Draw, Samples, load_batches
+from ohem.losses import RoiLosses
+from ohem.models.fast_rcnn import FastRCNN
+from ohem.models.spec import DetectorSpec
+from ohem.rois import Rois, label_rois
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredImage:
+    """All RoIs of one image and what each costs.
+
+    Attributes:
+        record: the image.
+        rois: labelled; boxes in pixels of the original image, xyxy, 0-based half-open.
+        losses: of each, without dropout.
+    """
+
+    record: ImageRecord
+    rois: Rois
+    losses: RoiLosses
+
+
+def score_images(
+    detector: FastRCNN,
+    spec: DetectorSpec,
+    records: Sequence[ImageRecord],
+    proposals: Proposals,
+    *,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[ScoredImage]:
+    """The losses of all RoIs of images as they are, not mirrored, without dropout.
+
+    This is how section 5.5 compares samplers: a loss that does not depend on which RoIs a sampler would choose.
+
+    Args:
+        detector: put in evaluation mode.
+        spec: of the detector.
+        records: the images.
+        proposals: of each.
+        workers: processes that read images.
+        progress: called with images done and images in all.
+    """
+    detector.eval()
+    device = detector.delta_mean.device
+    samples = Samples(records, proposals, spec.image, spec.proposals.max_per_image)
+    stats = DeltaStats(detector.delta_mean, detector.delta_std)
+    batches = load_batches(samples, [[Draw(i)] for i in range(len(records))], workers)
+    for done, (record, (sample,)) in enumerate(zip(records, batches, strict=True), start=1):
+        target: dict[str, Tensor] = {name: value.to(device) for name, value in sample.target.items()}
+        rois = label_rois(
+            sample.proposals.to(device), **target, stats=stats, fg_iou=detector.fg_iou, ignore=detector.ignore
+        )
+        with torch.inference_mode():
+            losses = detector.rank(detector.features([sample.image.to(device)]), [rois], dropout=False)[0]
+        rois.boxes = rois.boxes / rois.boxes.new_tensor([*sample.scale, *sample.scale])
+        yield ScoredImage(record, rois, losses)
+        if progress:
+            progress(done, len(records))
+
+
+def mean_loss(images: Iterator[ScoredImage]) -> float:
+    """Mean loss per RoI over all RoIs that are not ignored (figure 3)."""
+    total, count = 0.0, 0
+    for image in images:
+        counted = image.rois.labels >= 0
+        total += float(image.losses.total[counted].double().sum())
+        count += int(counted.sum())
+    return total / max(count, 1)

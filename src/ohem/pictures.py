@@ -1,0 +1,207 @@
+"""Detections on people's own pictures: find them, detect, draw."""
+
+import colorsys
+import glob
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from ohem.data.dataset import Detections, ImageId, ImageRecord
+from ohem.data.images import image_size, read_image
+from ohem.errors import DataError, Fault, OhemError
+from ohem.files import atomic_writer, write_atomically
+from ohem.models.weights import load_detector
+from ohem.proposals.cache import ProposalCache, ProposalSetting, cache_folder, make_proposals
+from ohem.workflow import SILENT, Reporter, Weights, find_weights, free_folder, run_detector
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+
+Colour = tuple[int, int, int]
+
+
+def class_colour(label: int) -> Colour:
+    """A colour for class 1..C, far from that of its neighbours."""
+    red, green, blue = colorsys.hsv_to_rgb((label * 0.61803) % 1.0, 0.75, 1.0)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def draw_boxes(
+    image: NDArray[np.uint8],
+    boxes: NDArray[np.floating],
+    captions: Sequence[str],
+    colours: Sequence[Colour],
+) -> Image.Image:
+    """A copy of the image with boxes and captions drawn on it.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        boxes: (D, 4) xyxy, 0-based half-open pixels; the last is drawn on top.
+        captions: one a box; empty for none.
+        colours: one a box.
+    """
+    picture = Image.fromarray(image)
+    pen = ImageDraw.Draw(picture)
+    line = max(1, round(min(picture.size) / 200))
+    font = ImageFont.load_default(size=max(10, round(min(picture.size) / 28)))
+    for (x1, y1, x2, y2), caption, colour in zip(boxes.tolist(), captions, colours, strict=True):
+        pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=line)
+        if caption:
+            left, top, right, bottom = pen.textbbox((0, 0), caption, font=font)
+            height = bottom - top + 4
+            above = max(0.0, y1 - height)
+            pen.rectangle((x1, above, x1 + right - left + 4, above + height), fill=colour)
+            pen.text((x1 + 2 - left, above + 2 - top), caption, fill=_readable_on(colour), font=font)
+    return picture
+
+
+def _readable_on(colour: Colour) -> Colour:
+    red, green, blue = colour
+    return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
+
+
+@dataclass(frozen=True, eq=False)
+class DetectedPictures:
+    """What :func:`detect_pictures` found, and where it wrote it.
+
+    Attributes:
+        folder: with the drawn pictures and detections.json.
+        classes: names of the labels 1..C.
+        detections: picture -> detections, in its pixels.
+    """
+
+    folder: Path
+    classes: tuple[str, ...]
+    detections: Mapping[Path, Detections]
+
+
+def detect_pictures(
+    source: Path,
+    images: Sequence[str],
+    *,
+    out: Path | None = None,
+    threshold: float = 0.5,
+    weights: Weights = "best",
+    device: str | None = None,
+    workers: int = 1,
+    reporter: Reporter = SILENT,
+) -> DetectedPictures:
+    """Detect objects in pictures, draw them on copies, and write them as JSON.
+
+    Args:
+        source: a run's folder, or a weights file.
+        images: files, folders, or glob patterns.
+        out: a new folder; the first free of ``detections``, ``detections-2``, ... when omitted.
+        threshold: detections with a lower score are left out.
+        weights: which of a run's weights.
+        device: such as ``cuda:1``; CUDA where there is one, when omitted.
+        workers: processes that read images and make proposals.
+        reporter: told of what goes on.
+
+    Raises:
+        OhemError: no such weights or pictures, or a picture cannot be read.
+    """
+    detector, spec, classes = load_detector(find_weights(source, weights))
+    records = _records(find_pictures(images))
+    folder = free_folder(out, Path("detections"))
+    setting = ProposalSetting(mode=spec.proposals.mode)
+    cache = cache_folder() / f"pictures-{setting.mode}.sqlite"
+    start = time.perf_counter()
+    make_proposals(
+        records, cache, setting, max(workers, 1), lambda p: reporter.progress("selective search", p.done, p.total)
+    )
+    made = time.perf_counter()
+    shown = spec.detection.model_copy(update={"score_threshold": threshold})
+    spec = spec.model_copy(update={"detection": shown})
+    found = run_detector(
+        detector, spec, records, ProposalCache(cache), device=device, workers=workers, reporter=reporter
+    )
+    done = time.perf_counter()
+    reporter.say(f"{done - start:.1f} s, {100 * (made - start) / (done - start):.0f} % of it making proposals")
+    _write(folder, records, found, classes)
+    return DetectedPictures(folder, classes, {record.path: found[record.id] for record in records})
+
+
+def find_pictures(names: Sequence[str]) -> list[Path]:
+    """Files, the pictures in folders, and what glob patterns match; each once, in order.
+
+    Raises:
+        OhemError: a name leads to no picture.
+    """
+    found: list[Path] = []
+    for name in names:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            here = sorted(child for child in path.iterdir() if child.suffix.lower() in SUFFIXES)
+        elif path.is_file():
+            here = [path]
+        else:
+            matches = map(Path, sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207
+            here = [match for match in matches if match.is_file()]
+        if not here:
+            raise OhemError(
+                f"{name}: found no pictures; allowed: files, folders with pictures, or glob patterns in quotes"
+            )
+        found += here
+    return list(dict.fromkeys(found))
+
+
+def _records(paths: Sequence[Path]) -> list[ImageRecord]:
+    """Records without annotations. All headers are read first, so that every broken picture is named at once."""
+    records: list[ImageRecord] = []
+    faults: list[Fault] = []
+    for path in paths:
+        try:
+            width, height = image_size(path)
+        except DataError as error:
+            faults += error.faults
+            continue
+        nothing = np.zeros(0, dtype=bool)
+        boxes, labels = np.zeros((0, 4)), np.zeros(0, dtype=np.int64)
+        key = str(path.resolve())
+        records.append(ImageRecord(key, path, width, height, boxes, labels, nothing, nothing, np.zeros(0)))
+    if faults:
+        raise DataError(faults)
+    return records
+
+
+def _write(
+    folder: Path, records: Sequence[ImageRecord], found: Mapping[ImageId, Detections], classes: Sequence[str]
+) -> None:
+    listing = []
+    names = [record.path.name for record in records]
+    for record in records:
+        one = found[record.id]
+        # Pictures of one name from several folders must not replace each other.
+        twin = names.count(record.path.name) > 1
+        stem = (
+            f"{record.path.stem}-{hashlib.sha256(str(record.id).encode()).hexdigest()[:6]}"
+            if twin
+            else record.path.stem
+        )
+        drawn = folder / f"{stem}.jpg"
+        order = np.argsort(one.scores, kind="stable")
+        picture = draw_boxes(
+            read_image(record.path),
+            one.boxes[order],
+            [
+                f"{classes[label - 1]} {score:.2f}"
+                for label, score in zip(one.labels[order], one.scores[order], strict=True)
+            ],
+            [class_colour(int(label)) for label in one.labels[order]],
+        )
+        with atomic_writer(drawn) as file:
+            picture.save(file, "JPEG", quality=90)
+        objects = [
+            {"class": classes[label - 1], "score": float(score), "box": [float(value) for value in box]}
+            for label, score, box in zip(one.labels, one.scores, one.boxes, strict=True)
+        ]
+        listing.append({"image": str(record.path), "picture": drawn.name, "objects": objects})
+    content = {"boxes": "x1 y1 x2 y2, pixels of the image, 0-based, half-open", "images": listing}
+    write_atomically(folder / "detections.json", json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,36 @@
+"""The log as TensorBoard scalars; needs the extra ``ohem[tensorboard]``."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ohem.errors import OhemError
+from ohem.training.loop import Observer
+
+
+def tensorboard_observer(folder: Path) -> Observer:
+    """An observer that writes every number of every log record to TensorBoard files in ``folder``.
+
+    Raises:
+        OhemError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise OhemError(
+            "--tensorboard: found no TensorBoard; allowed after: pip install 'ohem[tensorboard]'"
+        ) from error
+    writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+
+    def observe(record: Mapping[str, Any]) -> None:
+        if record["kind"] == "step":
+            return
+        for name, value in record.items():
+            parts = value.items() if isinstance(value, dict) else [("", value)]
+            for part, number in parts:
+                if isinstance(number, float):
+                    tag = "/".join(filter(None, (record["kind"], name, part)))
+                    writer.add_scalar(tag, number, record["iteration"])  # type: ignore[no-untyped-call]
+        writer.flush()  # type: ignore[no-untyped-call]
+
+    return observe

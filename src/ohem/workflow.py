@@ -1,0 +1,356 @@
+"""The main job: data and proposals made ready, a detector trained and evaluated. The command line calls these."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+
+from ohem.data.check import check_dataset
+from ohem.data.dataset import DetectionDataset, Detections, ImageId, ImageRecord, Proposals
+from ohem.data.sources import load_dataset
+from ohem.errors import DataError, OhemError
+from ohem.evaluation.coco import CocoResult, evaluate_coco
+from ohem.evaluation.results import save_coco_results, save_voc_results
+from ohem.evaluation.voc import VocResult, evaluate_voc
+from ohem.files import write_atomically
+from ohem.inference import detect
+from ohem.models.fast_rcnn import FastRCNN
+from ohem.models.spec import DetectorSpec, ProposalSpec
+from ohem.models.weights import load_detector
+from ohem.proposals.cache import ProposalCache, ProposalSetting, default_cache_path, make_proposals
+from ohem.proposals.imports import load_proposals, validate_proposals
+from ohem.recipes.recipe import DataSpec, Recipe
+from ohem.training.loop import AnnotatedImages
+from ohem.training.loop import train as train_loop
+from ohem.training.run import Run, Sources, fingerprint, next_folder
+from ohem.training.tensorboard import tensorboard_observer
+
+Weights = Literal["best", "last"]
+"""Which weights of a run: the best on its validation split, where it had one, or those after the last step."""
+
+
+class Reporter(Protocol):
+    """How long work tells of itself."""
+
+    def say(self, text: str) -> None:
+        """One sentence for the user."""
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        """``done`` of ``total`` pieces of ``task`` are finished."""
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """A log record of training."""
+
+
+class _Silent:
+    """A reporter that says nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        """Nothing."""
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+
+SILENT = _Silent()
+
+
+def open_dataset(sources: Sequence[str], spec: DataSpec, reporter: Reporter) -> DetectionDataset:
+    """Read and join data sets, and look at every image's header, before anything long begins.
+
+    Raises:
+        DataError: with all faults of all annotations, or of all images.
+    """
+    dataset = load_dataset(sources, spec.classes, other_classes=spec.other_classes, bad_boxes=spec.bad_boxes)
+    for note in dataset.notes:
+        reporter.say(f"{dataset.name}: {note}")
+    faults = check_dataset(dataset, decode=False, progress=lambda d, n: reporter.progress("checking images", d, n))
+    if faults:
+        raise DataError(faults)
+    return dataset
+
+
+def open_proposals(
+    dataset: DetectionDataset,
+    files: Sequence[str],
+    spec: ProposalSpec,
+    workers: int,
+    reporter: Reporter,
+    cache: Path | None = None,
+) -> Proposals:
+    """Proposals from the named files, or selective search's, made where they are missing and kept in a cache file.
+
+    Raises:
+        OhemError: a file is unreadable, or does not have the boxes of every image.
+    """
+    if files:
+        proposals = load_proposals([Path(name) for name in files])
+        faults = validate_proposals(proposals, dataset.records)
+        if faults:
+            raise DataError(faults)
+        return proposals
+    setting = ProposalSetting(mode=spec.mode)
+    path = cache or default_cache_path(dataset, setting)
+    report = make_proposals(
+        dataset.records,
+        path,
+        setting,
+        max(workers, 1),
+        lambda p: reporter.progress("selective search", p.done, p.total),
+    )
+    if report.made:
+        reporter.say(f"proposals of {report.made} images made in {report.seconds:.0f} s, kept in {path}")
+    return ProposalCache(path)
+
+
+def train(
+    recipe: Recipe,
+    sources: Sources,
+    *,
+    folder: Path | None = None,
+    name: str = "run",
+    device: str | None = None,
+    workers: int = 1,
+    tensorboard: bool = False,
+    reporter: Reporter = SILENT,
+) -> tuple[Path, bool]:
+    """Train from the beginning, in a new run folder.
+
+    Args:
+        recipe: what to do.
+        sources: the data.
+        folder: the run's; the first free of ``runs/NAME``, ``runs/NAME-2``, ... when omitted.
+        name: see ``folder``.
+        device: such as ``cuda:1``; CUDA where there is one, when omitted.
+        workers: processes that read images and make proposals.
+        tensorboard: write TensorBoard files into the run's folder too.
+        reporter: told of what goes on.
+
+    Returns:
+        The run's folder, and whether training came to its end.
+
+    Raises:
+        OhemError: anything wrong with the data, the recipe or the folder; found before training begins.
+    """
+    start = time.perf_counter()
+    images, validation = _open_all(recipe, sources, workers, reporter)
+    folder = folder or next_folder(Path("runs") / name)
+    run = Run.create(folder, recipe, sources, images.dataset, fingerprint(images.dataset, images.proposals))
+    reporter.say(
+        f"{images.dataset.name}: {len(images.dataset)} images, {len(images.dataset.classes)} classes; run: {folder}"
+    )
+    return folder, _train(run, recipe, images, validation, device, workers, tensorboard, reporter, start)
+
+
+def resume(
+    folder: Path,
+    *,
+    device: str | None = None,
+    workers: int = 1,
+    tensorboard: bool = False,
+    reporter: Reporter = SILENT,
+) -> bool:
+    """Go on with a run from its last checkpoint; returns whether training came to its end.
+
+    Raises:
+        OhemError: not a run, or its data changed since it began.
+    """
+    start = time.perf_counter()
+    run = Run.open(folder)
+    recipe, info = run.recipe(), run.info()
+    if run.weights_file.exists():
+        reporter.say(f"{folder}: already trained to the end")
+        return True
+    images, validation = _open_all(recipe, run.sources(), workers, reporter)
+    found = fingerprint(images.dataset, images.proposals)
+    if found != info["data"]["fingerprint"]:
+        raise OhemError(
+            f"{folder}: found other images, annotations or proposals than when the run began"
+            f" ({found[:8]}, not {info['data']['fingerprint'][:8]}); allowed: the same data"
+        )
+    return _train(run, recipe, images, validation, device, workers, tensorboard, reporter, start)
+
+
+def _open_all(
+    recipe: Recipe, sources: Sources, workers: int, reporter: Reporter
+) -> tuple[AnnotatedImages, AnnotatedImages | None]:
+    spec = recipe.detector.proposals
+    train_set = open_dataset(sources.train, recipe.data, reporter)
+    val_set = None
+    if sources.val:
+        val_set = open_dataset(sources.val, recipe.data.model_copy(update={"classes": train_set.classes}), reporter)
+    images = AnnotatedImages(train_set, open_proposals(train_set, sources.proposals, spec, workers, reporter))
+    if val_set is None:
+        return images, None
+    return images, AnnotatedImages(val_set, open_proposals(val_set, sources.val_proposals, spec, workers, reporter))
+
+
+def _train(
+    run: Run,
+    recipe: Recipe,
+    images: AnnotatedImages,
+    validation: AnnotatedImages | None,
+    device: str | None,
+    workers: int,
+    tensorboard: bool,
+    reporter: Reporter,
+    start: float,
+) -> bool:
+    observers = [reporter.record, *([tensorboard_observer(run.folder / "tensorboard")] if tensorboard else [])]
+
+    def observe(record: Mapping[str, Any]) -> None:
+        for observer in observers:
+            observer(record)
+
+    prepared = time.perf_counter()
+    finished = train_loop(run, recipe, images, validation, device=pick_device(device), workers=workers, observe=observe)
+    preparing, all_in_all = prepared - start, time.perf_counter() - start
+    reporter.say(
+        f"{all_in_all:.0f} s in all, {100 * preparing / all_in_all:.0f} % of it checking data and making proposals"
+    )
+    return finished
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What :func:`evaluate` measured, and the folder it was written to."""
+
+    folder: Path
+    detections: Mapping[ImageId, Detections]
+    voc07: VocResult
+    voc12: VocResult
+    coco: CocoResult
+
+
+def evaluate(
+    source: Path,
+    data: Sequence[str],
+    *,
+    proposals: Sequence[str] = (),
+    out: Path | None = None,
+    weights: Weights = "best",
+    other_classes: Literal["error", "drop"] = "drop",
+    bad_boxes: Literal["error", "drop"] = "error",
+    device: str | None = None,
+    workers: int = 1,
+    reporter: Reporter = SILENT,
+) -> Evaluation:
+    """Measure a detector on a data set, and write ``metrics.json`` and its detections in COCO's and VOC's formats.
+
+    Args:
+        source: a run's folder, or a weights file.
+        data: data sources; the classes are the detector's.
+        proposals: proposal files; without, selective search.
+        out: a new folder; the first free of ``evaluation``, ``evaluation-2``, ... in the run's folder when omitted.
+        weights: which of a run's weights.
+        other_classes: objects of classes that the detector does not know.
+        bad_boxes: boxes that are reversed, empty or outside their image.
+        device: see :func:`train`.
+        workers: see :func:`train`.
+        reporter: told of what goes on.
+
+    Raises:
+        OhemError: no such weights, or anything wrong with the data.
+    """
+    file = find_weights(source, weights)
+    detector, spec, classes = load_detector(file)
+    folder = free_folder(out, (source if source.is_dir() else source.parent) / "evaluation")
+    wanted = DataSpec(classes=classes, other_classes=other_classes, bad_boxes=bad_boxes)
+    dataset = open_dataset(data, wanted, reporter)
+    boxes = open_proposals(dataset, proposals, spec.proposals, workers, reporter)
+    found = run_detector(detector, spec, dataset.records, boxes, device=device, workers=workers, reporter=reporter)
+    result = Evaluation(
+        folder,
+        found,
+        evaluate_voc(dataset, found, method="voc07"),
+        evaluate_voc(dataset, found, method="area"),
+        evaluate_coco(dataset, found),
+    )
+    save_coco_results(folder / "detections.json", dataset, found)
+    save_voc_results(folder / "voc", dataset, found, dataset.name.rpartition("@")[2] or "all")
+    metrics = {
+        "data": dataset.name,
+        "images": len(dataset),
+        "weights": file.name,
+        "voc07": result.voc07.to_json(),
+        "voc12": result.voc12.to_json(),
+        "coco": result.coco.to_json(),
+    }
+    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    return result
+
+
+def find_weights(source: Path, which: Weights) -> Path:
+    """The weights file that a run's folder, or the name of a file, means.
+
+    Raises:
+        OhemError: there is none (yet).
+    """
+    if not source.is_dir():
+        return source
+    run = Run.open(source)
+    if which == "best" and run.best_file.is_file():
+        return run.best_file
+    if not run.weights_file.is_file():
+        raise OhemError(
+            f"{source}: found no {run.weights_file.name}; allowed: a finished run (ohem train --resume {source})"
+        )
+    return run.weights_file
+
+
+def run_detector(
+    detector: FastRCNN,
+    spec: DetectorSpec,
+    records: Sequence[ImageRecord],
+    proposals: Proposals,
+    *,
+    device: str | None,
+    workers: int,
+    reporter: Reporter,
+) -> dict[ImageId, Detections]:
+    """Detections of images, with progress; see :func:`ohem.inference.detect`."""
+    return detect(
+        detector.to(pick_device(device)),
+        records,
+        proposals,
+        spec.image,
+        spec.detection,
+        max_proposals=spec.proposals.max_per_image,
+        workers=workers,
+        progress=lambda done, total: reporter.progress("detecting", done, total),
+    )
+
+
+def free_folder(wanted: Path | None, default: Path) -> Path:
+    """``wanted``, which must be new or empty; or the first free of ``default``, ``default-2``, ...
+
+    Raises:
+        OhemError: there is something in ``wanted``.
+    """
+    folder = wanted or next_folder(default)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OhemError(f"{folder}: found something there already; allowed: a new or empty folder")
+    return folder
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The named device, or CUDA where there is one, or the CPU.
+
+    Raises:
+        OhemError: no such device.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise OhemError(
+            f"device: found {name!r} ({str(error).splitlines()[0]}); allowed: cpu, or a GPU of this machine"
+        ) from error
+    return device

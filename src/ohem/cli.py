@@ -272,10 +272,12 @@ def demo(
 
     Example: [cyan]ohem demo[/cyan]
     """
-    from ohem.demo import run_demo
+    from ohem.demo import HEADER, run_demo
 
     with Console() as console:
-        run_demo(out, iterations=iterations, seed=seed, reporter=console)
+        arms = run_demo(out, iterations=iterations, seed=seed, reporter=console)
+    console.table("\nthe same start, the same images, another sampler", HEADER, [arm.row() for arm in arms])
+    console.say(f"curves.png, precision_recall.png, detections.png, hardest.png in {out}")
 
 
 def main() -> None:

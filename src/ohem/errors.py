@@ -40,3 +40,7 @@ class DataError(OhemError):
     def __init__(self, faults: Sequence[Fault]) -> None:
         self.faults = tuple(faults)
         super().__init__("\n".join(str(fault) for fault in self.faults))
+
+    def __reduce__(self) -> tuple[type["DataError"], tuple[tuple[Fault, ...]]]:
+        """Faults found in another process arrive as faults."""
+        return DataError, (self.faults,)

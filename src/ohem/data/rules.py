@@ -29,7 +29,11 @@ MAX_COORDINATE = 1e9
 SLACK = 1.0
 """How far, in pixels, a box may stick out of its picture and be clipped: what rounding explains."""
 
+CLASSES_ALLOWED = "at least one class name, each once"
+"""What a fault of a class list says."""
+
 BOX_ALLOWED = "positive width and height, inside the picture to within 1 px (or bad_boxes: drop)"
+"""What a fault of a box says."""
 
 
 def one_line(text: str, limit: int = 100) -> str:
@@ -44,8 +48,8 @@ def quoted(value: object) -> str:
 
 
 def listed(names: Sequence[str], limit: int = 20) -> str:
-    """The names with commas between them, the first ``limit`` of them where there are more."""
-    head = ", ".join(names[:limit])
+    """The names on one line, with commas between them, the first ``limit`` of them where there are more."""
+    head = ", ".join(one_line(name) for name in names[:limit])
     return head if len(names) <= limit else f"{head}, ... ({len(names)} in all)"
 
 
@@ -77,9 +81,6 @@ def class_list_problem(classes: Sequence[str]) -> str | None:
     if repeated:
         return f"{listed(repeated)} more than once"
     return None if classes and all(classes) else "an empty list or name"
-
-
-CLASSES_ALLOWED = "at least one class name, each once"
 
 
 def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
@@ -138,7 +139,7 @@ def box_notes(clipped: int, dropped: int) -> list[str]:
     if clipped:
         notes.append(f"clipped {counted(clipped, 'box', 'boxes')} that stuck out of the picture by up to {SLACK:g} px")
     if dropped:
-        notes.append(f"left out {counted(dropped, 'box', 'boxes')} that were reversed, empty or outside the picture")
+        notes.append(f"left out {counted(dropped, 'box', 'boxes')}: reversed, empty or outside the picture")
     return notes
 
 

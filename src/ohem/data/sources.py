@@ -1,0 +1,219 @@
+"""Find and join data sets by the short names that recipes and the command line use.
+
+A source is ``PATH`` or ``PATH@SPLIT``; several are joined, as in training on VOC's 07+12:
+
+    VOC2007@trainval                       a VOC folder and one of its splits
+    coco@val2017                           annotations/instances_val2017.json, with the images in val2017/
+    coco/annotations/instances_val2017.json
+    pets/instances.json@photos             a COCO file and the folder of its images
+    pets                                   a folder with one COCO file in it, and its images beside it
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+
+from ohem.data.coco import read_coco
+from ohem.data.dataset import DetectionDataset
+from ohem.data.rules import BadBoxes, OtherClasses, listed
+from ohem.data.voc import label_voc, scan_voc, voc_class_list, voc_splits
+from ohem.errors import DataError, Fault, OhemError
+
+
+@dataclass(frozen=True)
+class VocSource:
+    """One split of one VOC folder; without a split, all its annotations."""
+
+    root: Path
+    split: str | None
+
+
+@dataclass(frozen=True)
+class CocoSource:
+    """One COCO JSON file and the folder of its images."""
+
+    json_path: Path
+    image_dir: Path
+
+
+def load_dataset(
+    sources: Sequence[str],
+    classes: Sequence[str] | None = None,
+    *,
+    other_classes: OtherClasses = "error",
+    bad_boxes: BadBoxes = "error",
+) -> DetectionDataset:
+    """Read the sources and join them into one data set.
+
+    Args:
+        sources: at least one; all of one format. See `locate` for how they are found.
+        classes: the class list, in order; without it as `read_voc` (over all sources together) and `read_coco`.
+        other_classes: whether objects of other classes are faults or left out and counted.
+        bad_boxes: the same for boxes that are reversed, empty or outside their image.
+
+    Raises:
+        DataError: with every fault of every source.
+        OhemError: when a source cannot be found, or the sources do not belong together.
+    """
+    found = [locate(source) for source in sources]
+    if not found or len(set(found)) < len(found):
+        raise OhemError(f"sources: found {listed(sources) or 'none'}; allowed: at least one, each once")
+    voc = [source for source in found if isinstance(source, VocSource)]
+    coco = [source for source in found if isinstance(source, CocoSource)]
+    if voc and coco:
+        raise OhemError(f"sources: found VOC and COCO in {listed(sources)}; allowed: one format in a data set")
+    if coco:
+        read = partial(read_coco, classes=classes, other_classes=other_classes, bad_boxes=bad_boxes)
+        return join(_all([partial(read, source.json_path, source.image_dir) for source in coco]))
+    scans = [scan_voc(source.root, source.split, bad_boxes=bad_boxes) for source in voc]
+    class_list = voc_class_list(scans, classes)
+    return join(_all([partial(label_voc, scan, class_list, other_classes=other_classes) for scan in scans]))
+
+
+def _all(readers: Iterable[Callable[[], DetectionDataset]]) -> list[DetectionDataset]:
+    """What the readers return, or the faults of all of them."""
+    datasets: list[DetectionDataset] = []
+    faults: list[Fault] = []
+    for read in readers:
+        try:
+            datasets.append(read())
+        except DataError as error:
+            faults += error.faults
+    if faults:
+        raise DataError(faults)
+    return datasets
+
+
+def join(datasets: Sequence[DetectionDataset]) -> DetectionDataset:
+    """One data set of all the images, in order.
+
+    Raises:
+        DataError: when two data sets have an image id in common, or differ in format, classes or category ids.
+    """
+    first = datasets[0]
+    if len(datasets) == 1:
+        return first
+    faults = []
+    source_of: dict[str | int, str] = {}
+    for dataset in datasets:
+        for what in ("format", "classes", "category_ids"):
+            theirs, ours = getattr(dataset, what), getattr(first, what)
+            if theirs != ours:
+                faults.append(Fault(dataset.root, what, _short(theirs), f"{_short(ours)}, as in {first.name}"))
+        shared = [record.id for record in dataset.records if record.id in source_of]
+        if shared:
+            found = (
+                f"image ids that {source_of[shared[0]]} has too: {listed([str(image_id) for image_id in shared], 5)}"
+            )
+            faults.append(Fault(dataset.root, "", found, "ids of its own in each of the joined data sets"))
+        source_of.update((record.id, dataset.name) for record in dataset.records)
+    if faults:
+        raise DataError(faults)
+    return DetectionDataset(
+        name="+".join(dataset.name for dataset in datasets),
+        format=first.format,
+        root=first.root,
+        classes=first.classes,
+        category_ids=first.category_ids,
+        records=tuple(record for dataset in datasets for record in dataset.records),
+        notes=tuple(f"{dataset.name}: {note}" for dataset in datasets for note in dataset.notes),
+    )
+
+
+def _short(value: object) -> str:
+    return listed([str(item) for item in value]) if isinstance(value, tuple) else str(value)
+
+
+def locate(source: str) -> VocSource | CocoSource:
+    """Find what ``PATH`` or ``PATH@SPLIT`` means.
+
+    The ``@`` parts path and split only where the whole is no path. Then, in this order:
+
+    - a folder with ``Annotations`` is VOC's. Without a split: the only file of ``ImageSets/Main``, else
+      ``trainval``, else, where there are no files, all annotations;
+    - a JSON file is COCO's. Its images are in the folder SPLIT, relative to the file; without one in ``images``
+      beside the file, else for ``annotations/instances_X.json`` in ``../X``, else beside the file;
+    - a folder with ``annotations/instances_SPLIT.json`` (SPLIT may be left out where there is one such file), else
+      with exactly one ``*.json``, is COCO's.
+
+    Raises:
+        OhemError: in one line, when nothing is found or the choice is not plain; it lists what there is.
+    """
+    path, split = _parted(source)
+    if not path.is_dir():
+        return _coco_file(path, split)
+    if "Annotations" in {child.name for child in path.iterdir()}:
+        return VocSource(path, split if split is not None else _default_split(path))
+    return _coco_folder(path, split)
+
+
+def _parted(source: str) -> tuple[Path, str | None]:
+    whole = Path(source).expanduser()
+    if source and whole.exists():
+        return whole, None
+    head, at, split = source.rpartition("@")
+    path = Path(head).expanduser()
+    if at and head and split and path.exists():
+        return path, split
+    wanted = path if at and head else whole
+    near = get_close_matches(wanted.name, _names(wanted.parent), n=1)
+    hint = f"; did you mean {wanted.parent / near[0]}?" if near else ""
+    raise OhemError(
+        f"{source or 'an empty source'}: found no such file or folder; allowed: a VOC folder, a COCO JSON file or a "
+        f"folder with one, and after it, if anything, @SPLIT{hint}"
+    )
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(child.name for child in folder.iterdir()) if folder.is_dir() else []
+
+
+def _default_split(root: Path) -> str | None:
+    splits = voc_splits(root)
+    if len(splits) <= 1:
+        return splits[0] if splits else None
+    if "trainval" in splits:
+        return "trainval"
+    raise OhemError(f"{root}: found {len(splits)} splits and none named; allowed: {_with(root, splits)}")
+
+
+def _with(path: Path, splits: Sequence[str]) -> str:
+    return listed([f"{path}@{split}" for split in splits])
+
+
+def _coco_file(path: Path, folder: str | None) -> CocoSource:
+    if path.suffix.lower() != ".json":
+        raise OhemError(f"{path}: found a file that is not *.json; allowed: a COCO JSON file, or a folder")
+    if folder is not None:
+        if not (path.parent / folder).is_dir():
+            raise OhemError(
+                f"{path}@{folder}: found no folder {path.parent / folder}; allowed: the folder of the images"
+            )
+        return CocoSource(path, path.parent / folder)
+    standard = re.fullmatch(r"instances_(.+)", path.stem)
+    candidates = [path.parent / "images", *([path.parent.parent / standard[1]] if standard else [])]
+    return CocoSource(path, next((folder for folder in candidates if folder.is_dir()), path.parent))
+
+
+def _coco_folder(path: Path, split: str | None) -> CocoSource:
+    prefix = "instances_"
+    standard = {file.stem.removeprefix(prefix): file for file in sorted((path / "annotations").glob(f"{prefix}*.json"))}
+    if split in standard:
+        return _coco_file(standard[split], None)
+    if split is None and len(standard) == 1:
+        return _coco_file(next(iter(standard.values())), None)
+    files = sorted(path.glob("*.json"))
+    if len(files) == 1 and not standard:
+        return _coco_file(files[0], split)
+    if standard or files:
+        choices = _with(path, list(standard)) if standard else listed([str(file) for file in files])
+        raise OhemError(f"{path}: found no plain choice for {split or 'a source without @SPLIT'}; allowed: {choices}")
+    inner = [child for child in sorted(path.iterdir()) if (child / "Annotations").is_dir()]
+    hint = f"; did you mean {listed([str(child) for child in inner])}?" if inner else ""
+    raise OhemError(
+        f"{path}: found neither Annotations nor a COCO JSON file in it; allowed: a VOC folder (Annotations, "
+        f"JPEGImages) or a COCO folder (one *.json, or annotations/instances_SPLIT.json){hint}"
+    )

@@ -1,0 +1,150 @@
+"""``ohem demo``: the heuristic sampler and OHEM side by side, from the same start, on built-in data."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ohem.data.builtin import make_builtin
+from ohem.data.dataset import DetectionDataset, Detections, ImageId, Proposals
+from ohem.data.sources import load_dataset
+from ohem.errors import OhemError
+from ohem.evaluation.voc import VocResult, evaluate_voc
+from ohem.files import write_atomically
+from ohem.mining import ScoredImage, mean_loss, score_images
+from ohem.models.weights import load_detector
+from ohem.proposals.cache import ProposalCache, ProposalSetting, make_proposals
+from ohem.training.run import Run
+from ohem.workflow import Reporter, run_detector
+
+ARMS = {"random": "heuristic sampler", "hard": "OHEM"}
+EARLY = 50
+SHOWN_IMAGES = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """One of the two trainings, measured.
+
+    Attributes:
+        name: for people.
+        log: records of the training log.
+        voc: average precision on the test images.
+        detections: on the test images.
+        loss_train: mean loss over all RoIs of the training images, after training.
+        loss_test: the same of the test images.
+        hardest: some training images with the losses of all their RoIs, early and late in training.
+    """
+
+    name: str
+    log: list[dict[str, Any]]
+    voc: VocResult
+    detections: dict[ImageId, Detections]
+    loss_train: float
+    loss_test: float
+    hardest: tuple[list[ScoredImage], list[ScoredImage]]
+
+    def row(self) -> tuple[str, ...]:
+        """Name, mAP, mean losses, seconds a step, peak memory."""
+        train = [record for record in self.log if record["kind"] == "train"]
+        seconds = float(np.median([sum(record["seconds"].values()) for record in train]))
+        memory = max(record["peak_memory_mb"] for record in train)
+        losses = f"{self.loss_train:.3f}", f"{self.loss_test:.3f}"
+        return self.name, f"{100 * self.voc.mean_ap:.1f}", *losses, f"{seconds:.2f}", f"{memory:.0f}"
+
+
+HEADER = ("", "test mAP, %", "loss, train", "loss, test", "s/step", "peak MB")
+
+
+def run_demo(folder: Path, *, iterations: int, seed: int, reporter: Reporter) -> list[Arm]:
+    """Make the data, train both arms in processes of their own, measure them and write table and pictures.
+
+    Finished parts are kept: called again after an interruption, it goes on.
+
+    Args:
+        folder: for data, runs and pictures.
+        iterations: of each training.
+        seed: of both.
+        reporter: told of what goes on.
+
+    Raises:
+        OhemError: the extra ``ohem[demo]`` is missing, or the folder holds a demo with other settings.
+    """
+    from ohem.figures import draw_curves, draw_detections, draw_hardest, draw_precision_recall
+
+    data = make_builtin(folder / "data")
+    train_set, test_set = load_dataset([f"{data}@train"]), load_dataset([f"{data}@test"])
+    cache = folder / "proposals.sqlite"
+    make_proposals(
+        [*train_set.records, *test_set.records],
+        cache,
+        ProposalSetting(),
+        2,
+        lambda p: reporter.progress("selective search", p.done, p.total),
+    )
+    for kind in ARMS:
+        _train(folder / kind, kind, f"{data}@train", cache, iterations, seed, reporter)
+    arms = [_measure(folder / kind, kind, train_set, test_set, ProposalCache(cache), reporter) for kind in ARMS]
+
+    draw_curves(arms, folder / "curves.png")
+    draw_precision_recall(arms, folder / "precision_recall.png")
+    draw_detections(arms, test_set, folder / "detections.png")
+    draw_hardest(arms, train_set.classes, folder / "hardest.png")
+    table = [dict(zip(HEADER, arm.row(), strict=True)) for arm in arms]
+    write_atomically(folder / "table.json", json.dumps(table, indent=2) + "\n")
+    return arms
+
+
+def _train(folder: Path, kind: str, data: str, cache: Path, iterations: int, seed: int, reporter: Reporter) -> None:
+    """The command that a user would type, in a process of its own, so that its memory is its own."""
+    settings = [
+        f"sampler={kind}",
+        f"iterations={iterations}",
+        f"seed={seed}",
+        f"snapshot_every={min(EARLY, iterations)}",
+    ]
+    if folder.exists():
+        recipe = Run.open(folder).recipe()
+        if (recipe.iterations, recipe.seed) != (iterations, seed):
+            raise OhemError(
+                f"{folder}: found a run of {recipe.iterations} iterations, seed {recipe.seed};"
+                f" allowed: the same ({iterations}, {seed} asked for), or another --out"
+            )
+        command = ["train", "--resume", str(folder)]
+    else:
+        command = ["train", "demo", *settings, "--data", data, "--proposals", str(cache), "--run", str(folder)]
+    reporter.say(f"\n$ ohem {' '.join(command)}")
+    status = subprocess.run([sys.executable, "-m", "ohem", *command], check=False).returncode
+    if status:
+        raise OhemError(f"{ARMS[kind]}: training stopped with exit code {status}; call ohem demo again to go on")
+
+
+def _measure(
+    folder: Path,
+    kind: str,
+    train_set: DetectionDataset,
+    test_set: DetectionDataset,
+    proposals: Proposals,
+    reporter: Reporter,
+) -> Arm:
+    run, name = Run(folder), ARMS[kind]
+    detector, spec, _ = load_detector(run.weights_file)
+    found = run_detector(detector, spec, test_set.records, proposals, device="cpu", workers=1, reporter=reporter)
+    losses = [
+        mean_loss(
+            score_images(
+                detector, spec, dataset.records, proposals, progress=lambda d, n: reporter.progress("all RoIs", d, n)
+            )
+        )
+        for dataset in (train_set, test_set)
+    ]
+    shown = [record for record in train_set.records if len(record.boxes)][:SHOWN_IMAGES]
+    early, late = (
+        list(score_images(load_detector(file)[0], spec, shown, proposals))
+        for file in (run.snapshot_file(min(EARLY, run.recipe().iterations)), run.weights_file)
+    )
+    return Arm(name, run.log(), evaluate_voc(test_set, found), found, losses[0], losses[1], (early, late))

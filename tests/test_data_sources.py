@@ -1,0 +1,168 @@
+"""Finding data sets by name, and joining them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from corruptions import make_coco, make_voc, voc_object, voc_xml
+from ohem.data.sources import CocoSource, VocSource, load_dataset, locate
+from ohem.data.voc import VOC_CLASSES
+from ohem.errors import DataError, OhemError
+
+
+def complaint(*sources: Path | str) -> str:
+    """The one line that refuses these sources."""
+    with pytest.raises(OhemError) as caught:
+        load_dataset([str(source) for source in sources])
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def second_voc(folder: Path, name: str = "cat") -> Path:
+    """A VOC folder with one other image."""
+    make_voc(folder)
+    for path in [*(folder / "Annotations").iterdir(), *(folder / "ImageSets" / "Main").iterdir()]:
+        path.unlink()
+    (folder / "Annotations" / "2008_1.xml").write_text(
+        voc_xml("000002.png", (50, 40), voc_object(name, (0, 1, 9, 9)) + voc_object("dog", (1, 1, 9, 9)))
+    )
+    (folder / "ImageSets" / "Main" / "trainval.txt").write_text("2008_1\n")
+    return folder
+
+
+def test_voc_folders_and_their_splits(tmp_path: Path) -> None:
+    root = tmp_path / "VOC2007"
+    make_voc(root)
+    main = root / "ImageSets" / "Main"
+    assert locate(f"{root}@test") == VocSource(root, "test")
+    assert locate(f"{root}") == VocSource(root, "trainval")
+    (main / "trainval.txt").rename(main / "all.txt")
+    assert locate(f"{root}") == VocSource(root, "all")
+    (main / "test.txt").touch()
+    assert complaint(root) == f"{root}: found 2 splits and none named; allowed: {root}@all, {root}@test"
+    (main / "trainval.txt").touch()
+    assert locate(f"{root}") == VocSource(root, "trainval")
+    shutil.rmtree(root / "ImageSets")
+    assert locate(f"{root}") == VocSource(root, None)
+
+
+def test_coco_files_and_the_folders_of_their_images(tmp_path: Path) -> None:
+    make_coco(tmp_path / "pets")
+    file = tmp_path / "pets" / "instances.json"
+    assert locate(str(file)) == CocoSource(file, tmp_path / "pets" / "images")
+    assert locate(str(tmp_path / "pets")) == CocoSource(file, tmp_path / "pets" / "images")
+    (tmp_path / "pets" / "images").rename(tmp_path / "pets" / "photos")
+    assert locate(f"{file}@photos") == CocoSource(file, tmp_path / "pets" / "photos")
+    assert locate(f"{tmp_path / 'pets'}@photos") == CocoSource(file, tmp_path / "pets" / "photos")
+    assert locate(str(file)) == CocoSource(file, tmp_path / "pets")
+    assert f"found no folder {tmp_path}/pets/foto; allowed" in complaint(f"{file}@foto")
+
+
+def test_cocos_own_layout(tmp_path: Path) -> None:
+    for folder in ("annotations", "train2017", "val2017"):
+        (tmp_path / folder).mkdir()
+    train, val = (tmp_path / "annotations" / f"instances_{split}.json" for split in ("train2017", "val2017"))
+    train.touch()
+    assert locate(str(tmp_path)) == CocoSource(train, tmp_path / "train2017")
+    val.touch()
+    assert locate(f"{tmp_path}@val2017") == CocoSource(val, tmp_path / "val2017")
+    assert locate(str(val)) == CocoSource(val, tmp_path / "val2017")
+    assert complaint(tmp_path).endswith(f"; allowed: {tmp_path}@train2017, {tmp_path}@val2017")
+    assert complaint(f"{tmp_path}@val").endswith(f"; allowed: {tmp_path}@train2017, {tmp_path}@val2017")
+
+
+def test_an_at_sign_parts_only_what_is_no_path(tmp_path: Path) -> None:
+    make_voc(tmp_path / "me@home")
+    assert locate(f"{tmp_path}/me@home") == VocSource(tmp_path / "me@home", "trainval")
+    assert locate(f"{tmp_path}/me@home@trainval") == VocSource(tmp_path / "me@home", "trainval")
+
+
+def test_a_source_that_cannot_be_found_says_what_was_looked_for(tmp_path: Path) -> None:
+    make_voc(tmp_path / "VOCdevkit" / "VOC2007")
+    assert complaint(tmp_path / "VOCdevkit" / "VOC207").endswith(f"; did you mean {tmp_path}/VOCdevkit/VOC2007?")
+    assert complaint(f"{tmp_path}/VOCdevkitt@trainval").endswith(f"; did you mean {tmp_path}/VOCdevkit?")
+    assert complaint(tmp_path / "VOCdevkit").endswith(f"; did you mean {tmp_path}/VOCdevkit/VOC2007?")
+    (tmp_path / "notes.txt").touch()
+    assert "a file that is not *.json" in complaint(tmp_path / "notes.txt")
+    assert "an empty source" in complaint("")
+    assert "found none" in complaint()
+
+
+def test_several_json_files_are_a_choice(tmp_path: Path) -> None:
+    make_coco(tmp_path)
+    shutil.copy(tmp_path / "instances.json", tmp_path / "more.json")
+    assert complaint(tmp_path).endswith(f"allowed: {tmp_path}/instances.json, {tmp_path}/more.json")
+
+
+def test_joined_voc_folders(tmp_path: Path) -> None:
+    make_voc(tmp_path / "VOC2007")
+    second_voc(tmp_path / "VOC2012")
+    data = load_dataset([f"{tmp_path}/VOC2007@trainval", f"{tmp_path}/VOC2012@trainval"])
+    assert data.name == "VOC2007@trainval+VOC2012@trainval"
+    assert data.root == tmp_path / "VOC2007"
+    assert data.classes == VOC_CLASSES
+    assert [record.id for record in data.records] == ["000001", "000002", "000003", "2008_1"]
+    assert data.notes == ("VOC2012@trainval: clipped 1 box that stuck out of the picture by up to 1 px",)
+
+
+def test_a_class_list_that_is_not_given_is_found_over_all_sources(tmp_path: Path) -> None:
+    make_voc(tmp_path / "a")
+    second_voc(tmp_path / "b", "zebra")
+    data = load_dataset([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert data.classes == ("dog", "person", "zebra")
+    assert [record.labels.tolist() for record in data.records] == [[2, 1], [1], [], [3, 1]]
+
+
+def test_class_files_of_joined_folders_must_agree(tmp_path: Path) -> None:
+    make_voc(tmp_path / "a")
+    second_voc(tmp_path / "b")
+    (tmp_path / "a" / "classes.txt").write_text("dog\nperson\ncat\n")
+    assert load_dataset([str(tmp_path / "a"), str(tmp_path / "b")]).classes == ("dog", "person", "cat")
+    (tmp_path / "b" / "classes.txt").write_text("cat\nperson\ndog\n")
+    assert "found different lists in" in complaint(tmp_path / "a", tmp_path / "b")
+
+
+def test_ids_must_not_collide(tmp_path: Path) -> None:
+    make_voc(tmp_path / "a")
+    make_voc(tmp_path / "b")
+    assert complaint(tmp_path / "a", tmp_path / "b") == (
+        f"{tmp_path}/b: found image ids that a@trainval has too: 000001, 000002, 000003; "
+        "allowed: ids of its own in each of the joined data sets"
+    )
+    assert "each once" in complaint(tmp_path / "a", f"{tmp_path}/a@trainval")
+
+
+def test_joined_coco_files_must_have_the_same_categories(tmp_path: Path) -> None:
+    for name, shift in (("a", 0), ("b", 100)):
+        make_coco(tmp_path / name)
+        document = json.loads((tmp_path / name / "instances.json").read_text())
+        for image in document["images"]:
+            image["id"] += shift
+        for annotation in document["annotations"]:
+            annotation["image_id"] += shift
+        (tmp_path / name / "instances.json").write_text(json.dumps(document))
+    data = load_dataset([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert (data.name, len(data)) == ("a/instances+b/instances", 6)
+    document["categories"][0]["name"] = "human"
+    (tmp_path / "b" / "instances.json").write_text(json.dumps(document))
+    assert "classes: found dog, human; allowed: dog, person, as in a/instances" in complaint(
+        tmp_path / "a", tmp_path / "b"
+    )
+
+
+def test_formats_do_not_mix(tmp_path: Path) -> None:
+    make_voc(tmp_path / "a")
+    make_coco(tmp_path / "b")
+    assert "found VOC and COCO" in complaint(tmp_path / "a", tmp_path / "b")
+
+
+def test_the_faults_of_all_sources_are_listed_at_once(tmp_path: Path) -> None:
+    make_voc(tmp_path / "a")
+    second_voc(tmp_path / "b")
+    for path in (tmp_path / "a/Annotations/000003.xml", tmp_path / "b/Annotations/2008_1.xml"):
+        path.write_text("<")
+    with pytest.raises(DataError) as caught:
+        load_dataset([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert [fault.file.name for fault in caught.value.faults] == ["000003.xml", "2008_1.xml"]

@@ -1,1 +1,83 @@
-"""Train region-based object detectors with online hard example mining (Shrivastava et al., CVPR 2016)."""
+"""Train region-based object detectors with online hard example mining (Shrivastava et al., CVPR 2016).
+
+The names below are the public API; :mod:`ohem.samplers` holds the paper's idea. They are imported when first used, so
+that the command line can answer ``--help`` without loading torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ohem.data.sources import load_dataset
+    from ohem.errors import DataError, Fault, OhemError
+    from ohem.losses import RoiLosses, roi_losses
+    from ohem.models.fast_rcnn import FastRCNN
+    from ohem.models.weights import load_detector
+    from ohem.pictures import detect_pictures
+    from ohem.recipes.recipe import Recipe, load_recipe
+    from ohem.rois import Rois, label_rois
+    from ohem.samplers import AllSampler, HardSampler, RandomSampler, Sampler, hard_examples
+    from ohem.training.run import Sources
+    from ohem.workflow import evaluate, resume, train
+
+_HOME = {
+    "AllSampler": "samplers",
+    "DataError": "errors",
+    "FastRCNN": "models.fast_rcnn",
+    "Fault": "errors",
+    "HardSampler": "samplers",
+    "OhemError": "errors",
+    "RandomSampler": "samplers",
+    "Recipe": "recipes.recipe",
+    "RoiLosses": "losses",
+    "Rois": "rois",
+    "Sampler": "samplers",
+    "Sources": "training.run",
+    "detect_pictures": "pictures",
+    "evaluate": "workflow",
+    "hard_examples": "samplers",
+    "label_rois": "rois",
+    "load_dataset": "data.sources",
+    "load_detector": "models.weights",
+    "load_recipe": "recipes.recipe",
+    "resume": "workflow",
+    "roi_losses": "losses",
+    "train": "workflow",
+}
+
+__all__ = [
+    "AllSampler",
+    "DataError",
+    "FastRCNN",
+    "Fault",
+    "HardSampler",
+    "OhemError",
+    "RandomSampler",
+    "Recipe",
+    "RoiLosses",
+    "Rois",
+    "Sampler",
+    "Sources",
+    "detect_pictures",
+    "evaluate",
+    "hard_examples",
+    "label_rois",
+    "load_dataset",
+    "load_detector",
+    "load_recipe",
+    "resume",
+    "roi_losses",
+    "train",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ohem' has no attribute {name!r}")
+    value: object = getattr(import_module(f"ohem.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,8 +24,8 @@ PROPOSALS_HELP = "Proposal file (.mat, .json, .sqlite); repeat for several. With
 
 Data = Annotated[list[str], typer.Option("--data", help=DATA_HELP)]
 DataArgument = Annotated[list[str], typer.Argument(metavar="DATA...", help=DATA_HELP)]
-ProposalFiles = Annotated[Optional[list[str]], typer.Option("--proposals", help=PROPOSALS_HELP)]  # noqa: UP045
-Classes = Annotated[Optional[str], typer.Option(help="Class names in order, with commas between; default: the data's.")]  # noqa: UP045
+ProposalFiles = Annotated[list[str] | None, typer.Option("--proposals", help=PROPOSALS_HELP)]
+Classes = Annotated[str | None, typer.Option(help="Class names in order, with commas between; default: the data's.")]
 OtherClasses = Annotated[
     Literal["error", "drop"], typer.Option(help="Objects of classes not in the list: refuse, or leave out and count.")
 ]
@@ -33,13 +33,13 @@ BadBoxes = Annotated[
     Literal["error", "drop"], typer.Option(help="Reversed, empty or outside boxes: refuse, or leave out and count.")
 ]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that read images. Does not change results.")]
-Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1, ...; default: cuda where there is one.")]  # noqa: UP045
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: cuda where there is one.")]
 
 NEXT = """[bold]ohem[/bold] trains region-based object detectors on hard examples. What next?
 
-  [cyan]ohem demo[/cyan]                                        see it work: a few minutes, no data needed
-  [cyan]ohem check[/cyan] MY_DATA@train                         find the faults of a VOC or COCO data set
-  [cyan]ohem train[/cyan] lite0 --data MY_DATA@train            train, proposals and all, into runs/lite0
+  [cyan]ohem demo[/cyan]                                        see it work, no data needed
+  [cyan]ohem check[/cyan] MY_DATA@train                         find faults of a data set
+  [cyan]ohem train[/cyan] lite0 --data MY_DATA@train            proposals, training
   [cyan]ohem evaluate[/cyan] runs/lite0 --data MY_DATA@test     average precision
   [cyan]ohem detect[/cyan] runs/lite0 photos/                   pictures with boxes drawn
 
@@ -106,7 +106,7 @@ def propose(
     data: DataArgument,
     mode: Annotated[Literal["fast", "quality"], typer.Option(help="Of selective search.")] = "fast",
     proposals: ProposalFiles = None,
-    out: Annotated[Optional[Path], typer.Option(help="The cache file; default: in the user's cache folder.")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option(help="The cache file; default: in the user's cache folder.")] = None,
     workers: Workers = 2,
 ) -> None:
     """Make selective-search proposals of a data set, or read published ones, and print their recall.
@@ -129,7 +129,7 @@ def propose(
 
 
 @app.command()
-def recipes(name: Annotated[Optional[str], typer.Argument(help="Print this one, complete.")] = None) -> None:  # noqa: UP045
+def recipes(name: Annotated[str | None, typer.Argument(help="Print this one, complete.")] = None) -> None:
     """List the built-in recipes, or print one with every field, to be changed and saved as your own.
 
     Example: [cyan]ohem recipes lite0 > mine.yaml[/cyan]
@@ -141,17 +141,17 @@ def recipes(name: Annotated[Optional[str], typer.Argument(help="Print this one, 
 
 @app.command()
 def train(
-    recipe: Annotated[Optional[str], typer.Argument(help="A built-in recipe (ohem recipes) or a YAML file.")] = None,  # noqa: UP045
+    recipe: Annotated[str | None, typer.Argument(help="A built-in recipe (ohem recipes) or a YAML file.")] = None,
     overrides: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Argument(metavar="[FIELD=VALUE]...", help="sampler=random, optimizer.lr=0.01, iterations=500"),
     ] = None,
-    data: Annotated[Optional[list[str]], typer.Option("--data", help=DATA_HELP)] = None,  # noqa: UP045
-    val: Annotated[Optional[list[str]], typer.Option(help="Measure on this during training.")] = None,  # noqa: UP045
+    data: Annotated[list[str] | None, typer.Option("--data", help=DATA_HELP)] = None,
+    val: Annotated[list[str] | None, typer.Option(help="Measure on this during training.")] = None,
     proposals: ProposalFiles = None,
-    val_proposals: Annotated[Optional[list[str]], typer.Option(help="Proposal files of the validation data.")] = None,  # noqa: UP045
-    run: Annotated[Optional[Path], typer.Option(help="The run's new folder; default runs/RECIPE.")] = None,  # noqa: UP045
-    resume: Annotated[Optional[Path], typer.Option(help="Go on with this run from its last checkpoint.")] = None,  # noqa: UP045
+    val_proposals: Annotated[list[str] | None, typer.Option(help="Proposal files of the validation data.")] = None,
+    run: Annotated[Path | None, typer.Option(help="The run's new folder; default runs/RECIPE.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run from its last checkpoint.")] = None,
     device: Device = None,
     workers: Workers = 1,
     tensorboard: Annotated[bool, typer.Option(help="Log to TensorBoard too (ohem\\[tensorboard]).")] = False,
@@ -242,7 +242,7 @@ def evaluate(
 def detect(
     run: Annotated[Path, typer.Argument(help="A run's folder, or a weights file.")],
     images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Files, folders, or globs in quotes.")],
-    out: Annotated[Optional[Path], typer.Option(help="New folder for pictures and detections.json.")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option(help="New folder for pictures and detections.json.")] = None,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Show detections with at least this score.")] = 0.5,
     weights: Annotated[Literal["best", "last"], typer.Option(help="best: on the validation split, if any.")] = "best",
     device: Device = None,

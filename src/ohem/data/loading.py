@@ -118,6 +118,7 @@ def load_batches(samples: Samples, batches: Sequence[Sequence[Draw]], workers: i
         num_workers=workers,
         collate_fn=list,
         worker_init_fn=_quiet_worker,
+        generator=torch.Generator(),  # else it draws from torch's own stream, which belongs to dropout
     )
     for batch in loader:
         for sample in batch:

@@ -152,11 +152,12 @@ def save_detector(path: Path, detector: FastRCNN, spec: DetectorSpec, classes: t
     state["head.bbox_pred.bias"] = state["head.bbox_pred.bias"] * std + mean
     meta = {
         "format": FORMAT,
-        "spec": spec.model_dump_json(),
-        "classes": json.dumps(classes),
-        "preprocessing": json.dumps(asdict(detector.backbone.preprocessing)),
+        "spec": spec.model_dump(mode="json"),
+        "classes": classes,
+        "preprocessing": asdict(detector.backbone.preprocessing),
     }
-    write_atomically(path, save(state, meta))
+    # One entry: safetensors writes several in random order, and equal weights should be equal files.
+    write_atomically(path, save(state, {"ohem": json.dumps(meta)}))
 
 
 def load_detector(path: Path) -> tuple[FastRCNN, DetectorSpec, tuple[str, ...]]:
@@ -167,9 +168,9 @@ def load_detector(path: Path) -> tuple[FastRCNN, DetectorSpec, tuple[str, ...]]:
     """
     meta = _metadata(path)
     try:
-        spec = DetectorSpec.model_validate_json(meta["spec"])
-        classes = tuple(json.loads(meta["classes"]))
-        preprocessing = Preprocessing(**json.loads(meta["preprocessing"]))
+        spec = DetectorSpec.model_validate(meta["spec"])
+        classes = tuple(meta["classes"])
+        preprocessing = Preprocessing(**meta["preprocessing"])
     except (KeyError, ValidationError, ValueError, TypeError) as error:
         raise DataError([Fault(path, "metadata", f"damaged ({str(error).splitlines()[0]})", FORMAT)]) from error
     detector = build_detector(spec, len(classes))
@@ -239,14 +240,15 @@ def _rows(
     return Tensor(result)
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def _metadata(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise OhemError(f"{path}: found no such file; allowed: a weights file that ohem wrote")
     try:
         with safe_open(path, framework="pt") as file:
-            meta: dict[str, Any] = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
+            meta = json.loads((file.metadata() or {}).get("ohem", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
         raise DataError([Fault(path, "", f"no safetensors file ({error})", f"format {FORMAT}")]) from error
-    if meta.get("format") != FORMAT:
-        raise DataError([Fault(path, "metadata.format", repr(meta.get("format")), FORMAT)])
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        found = meta.get("format") if isinstance(meta, dict) else meta
+        raise DataError([Fault(path, "metadata.format", repr(found), FORMAT)])
     return meta

@@ -1,0 +1,89 @@
+"""A data set that can be learned in seconds: red squares, green discs and blue triangles on noise."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from corruptions import voc_object, voc_xml
+from ohem.data.dataset import DetectionDataset, Proposals
+from ohem.data.sources import load_dataset
+from ohem.recipes.recipe import Recipe, load_recipe
+
+CLASSES = ("disc", "square", "triangle")
+COLOURS = {"square": (220, 40, 40), "disc": (40, 200, 60), "triangle": (50, 80, 230)}
+SIZE = (96, 72)
+
+
+def make_shapes(folder: Path, train: int = 24, test: int = 12, seed: int = 0) -> Path:
+    """Write a VOC folder with the splits train and test."""
+    rng = np.random.default_rng(seed)
+    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (folder / part).mkdir(parents=True)
+    for split, count in (("train", train), ("test", test)):
+        stems = [f"{split}_{i:03d}" for i in range(count)]
+        (folder / "ImageSets/Main" / f"{split}.txt").write_text("\n".join(stems) + "\n")
+        for stem in stems:
+            _write_image(folder, stem, rng)
+    return folder
+
+
+def _write_image(folder: Path, stem: str, rng: np.random.Generator) -> None:
+    picture = Image.fromarray(rng.integers(90, 170, (SIZE[1], SIZE[0], 3), dtype=np.uint8))
+    pen = ImageDraw.Draw(picture)
+    objects = ""
+    for column in range(2):
+        name = CLASSES[int(rng.integers(3))]
+        side = int(rng.integers(24, 40))
+        x, y = column * 48 + int(rng.integers(0, 48 - side + 1)), int(rng.integers(0, SIZE[1] - side + 1))
+        corners = (x, y, x + side - 1, y + side - 1)
+        if name == "square":
+            pen.rectangle(corners, fill=COLOURS[name])
+        elif name == "disc":
+            pen.ellipse(corners, fill=COLOURS[name])
+        else:
+            pen.polygon([(x, corners[3]), (corners[2], corners[3]), (x + side // 2, y)], fill=COLOURS[name])
+        objects += voc_object(name, (x + 1, y + 1, corners[2] + 1, corners[3] + 1))
+    picture.save(folder / "JPEGImages" / f"{stem}.png")
+    (folder / "Annotations" / f"{stem}.xml").write_text(voc_xml(f"{stem}.png", SIZE, objects))
+
+
+def random_proposals(dataset: DetectionDataset, count: int = 60, seed: int = 1) -> Proposals:
+    """Boxes near the objects, and boxes anywhere."""
+    rng = np.random.default_rng(seed)
+    return {record.id: _boxes(record.boxes, count, rng) for record in dataset.records}
+
+
+def _boxes(objects: NDArray[np.float64], count: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    near = objects[rng.integers(len(objects), size=count // 2)] + rng.normal(0, 5, (count // 2, 4))
+    corner = rng.random((count, 2)) * (60, 40)
+    anywhere = np.concatenate([corner, corner + 10 + rng.random((count, 2)) * 26], axis=1)
+    boxes = np.concatenate([near, anywhere]).clip(0, (*SIZE, *SIZE))
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return boxes[(sides > 6).all(axis=1)][:count].astype(np.float32)
+
+
+def open_shapes(folder: Path, split: str) -> tuple[DetectionDataset, Proposals]:
+    """One split of :func:`make_shapes` with random proposals."""
+    dataset = load_dataset([f"{folder}@{split}"])
+    return dataset, random_proposals(dataset)
+
+
+def small_recipe(*overrides: str) -> Recipe:
+    """lite0 with a small head on the pictures as they are."""
+    settings = (
+        "detector.image.shortest=72",
+        "detector.image.longest=96",
+        "detector.backbone.strides=[16]",
+        "detector.backbone.scales=[6.0]",
+        "detector.head.channels=32",
+        "detector.head.pool_size=3",
+        "detector.head.fc=[64]",
+        "sampler.rois_per_image=16",
+        "schedule.warmup=5",
+        "log_every=5",
+        "checkpoint_every=5",
+        "optimizer.backbone_lr_factor=0.1",
+    )
+    return load_recipe("lite0", [*settings, *overrides])

@@ -184,7 +184,7 @@ def test_a_run_is_never_overwritten(shapes: Path, tmp_path: Path) -> None:
     images = AnnotatedImages(*open_shapes(shapes, "train"))
     recipe = small_recipe()
     start(tmp_path / "run", recipe, images)
-    with pytest.raises(OhemError, match="found something there already; allowed: a new folder"):
+    with pytest.raises(OhemError, match="found something there already"):
         start(tmp_path / "run", recipe, images)
     assert next_folder(tmp_path / "run") == tmp_path / "run-2"
 
@@ -220,8 +220,8 @@ def test_a_foreign_or_damaged_checkpoint_is_refused(shapes: Path, tmp_path: Path
     run = start(tmp_path / "run", recipe, images)
     run.checkpoint_file.parent.mkdir()
     run.checkpoint_file.write_bytes(b"not a checkpoint")
-    with pytest.raises(OhemError, match="last.pt: found no readable checkpoint"):
+    with pytest.raises(OhemError, match=r"last\.pt: found no readable checkpoint"):
         train(run, recipe, images, workers=0)
     torch.save({"format": 99}, run.checkpoint_file)
-    with pytest.raises(OhemError, match="format: found 99; allowed: 1"):
+    with pytest.raises(OhemError, match=r"format: found 99; allowed: 1"):
         train(run, recipe, images, workers=0)

@@ -124,8 +124,8 @@ def propose(
     with Console() as console:
         dataset = open_dataset(data, DataSpec(bad_boxes="drop"), console)
         found = open_proposals(dataset, proposals or [], ProposalSpec(mode=mode), workers, console, cache=out)
-        table = proposal_recall(dataset.records, found)
-    console.table(f"recall of {dataset.name}", *table.rows())
+        heading, *rows = proposal_recall(dataset.records, found).rows()
+    console.table(f"recall of {dataset.name}", heading, rows)
 
 
 @app.command()

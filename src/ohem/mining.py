@@ -4,15 +4,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from ohem.boxes import DeltaStats
 from ohem.data.dataset import ImageRecord, Proposals
 from ohem.data.loading import Draw, Samples, load_batches
 from ohem.losses import RoiLosses
 from ohem.models.fast_rcnn import FastRCNN
 from ohem.models.spec import DetectorSpec
-from ohem.rois import Rois, label_rois
+from ohem.rois import Rois
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +52,10 @@ def score_images(
     detector.eval()
     device = detector.delta_mean.device
     samples = Samples(records, proposals, spec.image, spec.proposals.max_per_image)
-    stats = DeltaStats(detector.delta_mean, detector.delta_std)
     batches = load_batches(samples, [[Draw(i)] for i in range(len(records))], workers)
     for done, (record, (sample,)) in enumerate(zip(records, batches, strict=True), start=1):
-        target: dict[str, Tensor] = {name: value.to(device) for name, value in sample.target.items()}
-        rois = label_rois(
-            sample.proposals.to(device), **target, stats=stats, fg_iou=detector.fg_iou, ignore=detector.ignore
-        )
+        target = {name: value.to(device) for name, value in sample.target.items()}
+        rois = detector.label(sample.proposals.to(device), target)
         with torch.inference_mode():
             losses = detector.rank(detector.features([sample.image.to(device)]), [rois], dropout=False)[0]
         rois.boxes = rois.boxes / rois.boxes.new_tensor([*sample.scale, *sample.scale])

@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from ohem.data.dataset import Detections, ImageId, ImageRecord
+from ohem.data.dataset import DetectionDataset, Detections, ImageId, ImageRecord
 from ohem.data.images import image_size, read_image
 from ohem.errors import DataError, Fault, OhemError
 from ohem.files import atomic_writer, write_atomically
 from ohem.models.weights import load_detector
-from ohem.proposals.cache import ProposalCache, ProposalSetting, cache_folder, make_proposals
-from ohem.workflow import SILENT, Reporter, Weights, find_weights, free_folder, run_detector
+from ohem.workflow import SILENT, Reporter, Weights, find_weights, free_folder, open_proposals, run_detector
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 
@@ -108,24 +107,18 @@ def detect_pictures(
         OhemError: no such weights or pictures, or a picture cannot be read.
     """
     detector, spec, classes = load_detector(find_weights(source, weights))
-    records = _records(find_pictures(images))
+    pictures = _as_dataset(find_pictures(images), classes)
     folder = free_folder(out, Path("detections"))
-    setting = ProposalSetting(mode=spec.proposals.mode)
-    cache = cache_folder() / f"pictures-{setting.mode}.sqlite"
     start = time.perf_counter()
-    make_proposals(
-        records, cache, setting, max(workers, 1), lambda p: reporter.progress("selective search", p.done, p.total)
-    )
+    proposals = open_proposals(pictures, (), spec.proposals, workers, reporter)
     made = time.perf_counter()
     shown = spec.detection.model_copy(update={"score_threshold": threshold})
     spec = spec.model_copy(update={"detection": shown})
-    found = run_detector(
-        detector, spec, records, ProposalCache(cache), device=device, workers=workers, reporter=reporter
-    )
+    found = run_detector(detector, spec, pictures.records, proposals, device=device, workers=workers, reporter=reporter)
     done = time.perf_counter()
     reporter.say(f"{done - start:.1f} s, {100 * (made - start) / (done - start):.0f} % of it making proposals")
-    _write(folder, records, found, classes)
-    return DetectedPictures(folder, classes, {record.path: found[record.id] for record in records})
+    _write(folder, pictures.records, found, classes)
+    return DetectedPictures(folder, classes, {record.path: found[record.id] for record in pictures.records})
 
 
 def find_pictures(names: Sequence[str]) -> list[Path]:
@@ -152,8 +145,8 @@ def find_pictures(names: Sequence[str]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _records(paths: Sequence[Path]) -> list[ImageRecord]:
-    """Records without annotations. All headers are read first, so that every broken picture is named at once."""
+def _as_dataset(paths: Sequence[Path], classes: tuple[str, ...]) -> DetectionDataset:
+    """A data set without annotations. All headers are read first, so that every broken picture is named at once."""
     records: list[ImageRecord] = []
     faults: list[Fault] = []
     for path in paths:
@@ -168,7 +161,8 @@ def _records(paths: Sequence[Path]) -> list[ImageRecord]:
         records.append(ImageRecord(key, path, width, height, boxes, labels, nothing, nothing, np.zeros(0)))
     if faults:
         raise DataError(faults)
-    return records
+    ids = tuple(range(1, len(classes) + 1))
+    return DetectionDataset("pictures", "voc", paths[0].parent, classes, ids, tuple(records))
 
 
 def _write(

@@ -66,9 +66,12 @@ def hard_examples(
     order = losses.argsort(descending=True, stable=True)
     if nms_iou is None:
         return order[:k]
+    # Ranks in place of losses: nms works in float32, where two losses of higher precision may be equal.
+    hardness = torch.empty(len(order), device=order.device)
+    hardness[order] = -torch.arange(len(order), dtype=torch.float32, device=order.device)
     kept = torch.zeros_like(order, dtype=torch.bool)
     for members in _split(groups, len(order), order.device):
-        kept[members[nms(boxes[members].float(), losses[members].float(), nms_iou)]] = True
+        kept[members[nms(boxes[members].float(), hardness[members], nms_iou)]] = True
     survives = kept[order]
     survivors = order[survives]
     return torch.cat([survivors, order[~survives]])[:k] if fill else survivors[:k]

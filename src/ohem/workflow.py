@@ -91,7 +91,9 @@ def open_proposals(
         OhemError: a file is unreadable, or does not have the boxes of every image.
     """
     if files:
-        proposals = load_proposals([Path(name) for name in files])
+        proposals, notes = load_proposals([Path(name) for name in files])
+        for note in notes:
+            reporter.say(note)
         faults = validate_proposals(proposals, dataset.records)
         if faults:
             raise DataError(faults)

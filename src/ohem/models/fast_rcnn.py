@@ -144,19 +144,7 @@ class FastRCNN(nn.Module):
             ValueError: a box without area.
             NonFiniteLossError: a loss is NaN or infinite; nothing has been trained on it.
         """
-        rois = [
-            label_rois(
-                boxes,
-                target["boxes"],
-                target["labels"],
-                DeltaStats(self.delta_mean, self.delta_std),
-                difficult=target.get("difficult"),
-                crowd=target.get("crowd"),
-                fg_iou=self.fg_iou,
-                ignore=self.ignore,
-            )
-            for boxes, target in zip(proposals, targets, strict=True)
-        ]
+        rois = [self.label(boxes, target) for boxes, target in zip(proposals, targets, strict=True)]
         features = self.features(images)
         score = ReadOnlyPass(self, features, rois)
         selected = self.sampler(rois, score, rng or torch.default_generator)
@@ -165,6 +153,19 @@ class FastRCNN(nn.Module):
         require_finite(losses, chosen)
         mean = mean_losses(losses, self.loss_over)
         return TrainingStep({"loss_cls": mean.cls, "loss_box": mean.box}, rois, selected, score)
+
+    def label(self, proposals: Tensor, target: Target) -> Rois:
+        """The candidates of one image: its proposals (P, 4) and annotated objects; see :func:`ohem.rois.label_rois`."""
+        return label_rois(
+            proposals,
+            target["boxes"],
+            target["labels"],
+            DeltaStats(self.delta_mean, self.delta_std),
+            difficult=target.get("difficult"),
+            crowd=target.get("crowd"),
+            fg_iou=self.fg_iou,
+            ignore=self.ignore,
+        )
 
     def rank(self, features: Sequence[Tensor], rois: Sequence[Rois], *, dropout: bool = True) -> list[RoiLosses]:
         """The read-only pass (section 4.2): the loss of all RoIs, in chunks, with nothing left behind.

@@ -20,7 +20,7 @@ def tensorboard_observer(folder: Path) -> Observer:
         raise OhemError(
             "--tensorboard: found no TensorBoard; allowed after: pip install 'ohem[tensorboard]'"
         ) from error
-    writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(folder))
 
     def observe(record: Mapping[str, Any]) -> None:
         if record["kind"] == "step":
@@ -30,7 +30,7 @@ def tensorboard_observer(folder: Path) -> Observer:
             for part, number in parts:
                 if isinstance(number, float):
                     tag = "/".join(filter(None, (record["kind"], name, part)))
-                    writer.add_scalar(tag, number, record["iteration"])  # type: ignore[no-untyped-call]
-        writer.flush()  # type: ignore[no-untyped-call]
+                    writer.add_scalar(tag, number, record["iteration"])
+        writer.flush()
 
     return observe

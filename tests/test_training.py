@@ -34,7 +34,7 @@ def test_it_learns(sampler: str, shapes: Path, tmp_path: Path) -> None:
     recipe = small_recipe(f"sampler={sampler}", "iterations=80")
     run = start(tmp_path / "run", recipe, images)
     before = measure(new_detector(recipe, images), recipe, held_out, workers=0)
-    assert train(run, recipe, images, workers=0)
+    assert train(run, recipe, new_detector(recipe, images), images, workers=0)
     detector, _, classes = load_detector(run.weights_file)
     assert classes == ("disc", "square", "triangle")
     assert before < 0.2
@@ -51,16 +51,16 @@ def test_interrupted_training_ends_in_the_same_weights(
     images = AnnotatedImages(*open_shapes(shapes, "train"))
     recipe = small_recipe(f"sampler={sampler}", "iterations=14", "detector.head.dropout=0.5", "checkpoint_every=4")
     whole = start(tmp_path / "whole", recipe, images)
-    assert train(whole, recipe, images, workers=0)
+    assert train(whole, recipe, new_detector(recipe, images), images, workers=0)
 
     def interrupt(record: Mapping[str, Any]) -> None:
         if record["kind"] == "step" and record["iteration"] == 6:
             signal.raise_signal(signal.SIGINT)
 
     broken = start(tmp_path / "broken", recipe, images)
-    assert not train(broken, recipe, images, workers=workers, observe=interrupt)
+    assert not train(broken, recipe, new_detector(recipe, images), images, workers=workers, observe=interrupt)
     assert not broken.weights_file.exists()
-    assert train(broken, recipe, images, workers=workers)
+    assert train(broken, recipe, new_detector(recipe, images), images, workers=workers)
     assert broken.weights_file.read_bytes() == whole.weights_file.read_bytes()
     assert [record["iteration"] for record in broken.log()] == [record["iteration"] for record in whole.log()]
 
@@ -71,7 +71,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_and_forgets_later_log_rec
     images = AnnotatedImages(*open_shapes(shapes, "train"))
     recipe = small_recipe("iterations=12", "checkpoint_every=4", "log_every=2")
     whole = start(tmp_path / "whole", recipe, images)
-    train(whole, recipe, images, workers=0)
+    train(whole, recipe, new_detector(recipe, images), images, workers=0)
 
     def die(record: Mapping[str, Any]) -> None:
         if record["kind"] == "train" and record["iteration"] == 10:
@@ -79,9 +79,9 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_and_forgets_later_log_rec
 
     broken = start(tmp_path / "broken", recipe, images)
     with pytest.raises(RuntimeError, match="killed"):
-        train(broken, recipe, images, workers=0, observe=die)
+        train(broken, recipe, new_detector(recipe, images), images, workers=0, observe=die)
     assert broken.log()[-1]["iteration"] == 10
-    train(broken, recipe, images, workers=0)
+    train(broken, recipe, new_detector(recipe, images), images, workers=0)
     assert broken.weights_file.read_bytes() == whole.weights_file.read_bytes()
     measured = [{k: v for k, v in r.items() if k not in ("seconds", "peak_memory_mb")} for r in broken.log()]
     assert measured == [{k: v for k, v in r.items() if k not in ("seconds", "peak_memory_mb")} for r in whole.log()]
@@ -113,7 +113,7 @@ def test_accumulated_images_give_the_batch_s_weights(shapes: Path, tmp_path: Pat
     for accumulate in ("true", "false"):
         recipe = small_recipe("iterations=2", f"accumulate={accumulate}", "optimizer.kind=sgd", "optimizer.lr=0.001")
         run = start(tmp_path / accumulate, recipe, images)
-        train(run, recipe, images, workers=0)
+        train(run, recipe, new_detector(recipe, images), images, workers=0)
         weights.append(load_file(run.weights_file))
     for name, tensor in weights[0].items():
         torch.testing.assert_close(tensor, weights[1][name], rtol=1e-4, atol=1e-6)
@@ -123,7 +123,7 @@ def test_the_log_keeps_selected_and_all_rois_apart(shapes: Path, tmp_path: Path)
     images = AnnotatedImages(*open_shapes(shapes, "train"))
     hard = small_recipe("iterations=6", "log_every=2")
     run = start(tmp_path / "hard", hard, images)
-    train(run, hard, images, workers=0)
+    train(run, hard, new_detector(hard, images), images, workers=0)
     for record in run.log():
         # The hardest 16 of about 60 RoIs cost more than the average RoI.
         assert record["loss_selected_rois"] > record["loss_all_rois"] > 0
@@ -133,7 +133,7 @@ def test_the_log_keeps_selected_and_all_rois_apart(shapes: Path, tmp_path: Path)
 
     random = small_recipe("sampler=random", "iterations=6", "log_every=2", "all_rois_every=4")
     run = start(tmp_path / "random", random, images)
-    train(run, random, images, workers=0)
+    train(run, random, new_detector(random, images), images, workers=0)
     # Measured in the steps 0 and 4, which fall into the first and the third window of two.
     assert [record["loss_all_rois"] is not None for record in run.log()] == [True, False, True]
 
@@ -144,7 +144,7 @@ def test_measuring_all_rois_changes_nothing(shapes: Path, tmp_path: Path) -> Non
     for every in (1, 1000):
         recipe = small_recipe("sampler=random", "iterations=5", f"all_rois_every={every}", "detector.head.dropout=0.5")
         run = start(tmp_path / str(every), recipe, images)
-        train(run, recipe, images, workers=0)
+        train(run, recipe, new_detector(recipe, images), images, workers=0)
         files.append(run.weights_file.read_bytes())
     assert files[0] == files[1]
 
@@ -153,7 +153,7 @@ def test_validation_keeps_the_best_weights_beside_the_last(shapes: Path, tmp_pat
     images, held_out = (AnnotatedImages(*open_shapes(shapes, split)) for split in ("train", "test"))
     recipe = small_recipe("iterations=8", "evaluation.every=4", "snapshot_every=4", "optimizer.lr=0.003")
     run = start(tmp_path / "run", recipe, images)
-    train(run, recipe, images, held_out, workers=0)
+    train(run, recipe, new_detector(recipe, images), images, held_out, workers=0)
     measured = {r["iteration"]: r["voc07"] for r in run.log() if r["kind"] == "validation"}
     assert list(measured) == [4, 8]
     best = max(measured, key=lambda iteration: (measured[iteration], -iteration))
@@ -165,7 +165,7 @@ def test_fine_tuning_starts_from_another_run(shapes: Path, tmp_path: Path) -> No
     images = AnnotatedImages(*open_shapes(shapes, "train"))
     recipe = small_recipe("iterations=2")
     first = start(tmp_path / "first", recipe, images)
-    train(first, recipe, images, workers=0)
+    train(first, recipe, new_detector(recipe, images), images, workers=0)
     again = recipe.model_copy(update={"init_from": first.weights_file})
     started, trained = new_detector(again, images).state_dict(), load_detector(first.weights_file)[0].state_dict()
     for name, tensor in trained.items():
@@ -221,7 +221,7 @@ def test_a_foreign_or_damaged_checkpoint_is_refused(shapes: Path, tmp_path: Path
     run.checkpoint_file.parent.mkdir()
     run.checkpoint_file.write_bytes(b"not a checkpoint")
     with pytest.raises(OhemError, match=r"last\.pt: found no readable checkpoint"):
-        train(run, recipe, images, workers=0)
+        train(run, recipe, new_detector(recipe, images), images, workers=0)
     torch.save({"format": 99}, run.checkpoint_file)
     with pytest.raises(OhemError, match=r"format: found 99; allowed: 1"):
-        train(run, recipe, images, workers=0)
+        train(run, recipe, new_detector(recipe, images), images, workers=0)

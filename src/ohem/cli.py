@@ -205,7 +205,9 @@ def evaluate(
     device: Device = None,
     workers: Workers = 1,
 ) -> None:
-    """Average precision on a data set: VOC's (11-point and area) and COCO's twelve numbers; detections are saved.
+    """Average precision on a data set: VOC's (11-point and area) and COCO's twelve numbers.
+
+    Detections are saved in COCO's results format and, of VOC data, as comp4_det_SPLIT_CLASS.txt.
 
     Example: [cyan]ohem evaluate runs/lite0 --data MY_DATA@test[/cyan]
     """
@@ -235,7 +237,7 @@ def evaluate(
     ]
     console.table("VOC AP at IoU 0.5, %", ("class", "11-point", "area", "objects"), percent)
     console.table("COCO, %", ("", ""), [(name, f"{100 * value:.1f}") for name, value in result.coco.numbers.items()])
-    console.say(f"metrics.json, detections.json and voc/comp4_det_*.txt in {result.folder}")
+    console.say(f"metrics and detections are in {result.folder}")
 
 
 @app.command()

@@ -98,7 +98,7 @@ def require_finite(losses: Sequence[RoiLosses], rois: Sequence[Rois]) -> None:
         for term, values in (("class", each.cls), ("box", each.box)):
             if not values.isfinite().all():
                 roi = int((~values.isfinite()).nonzero()[0])
-                raise NonFiniteLossError(image, roi, term, float(values[roi]), boxes.boxes[roi].tolist())
+                raise NonFiniteLossError(image, roi, term, values[roi].item(), boxes.boxes[roi].tolist())
 
 
 def sum_of(terms: Sequence[Tensor]) -> Tensor:

@@ -24,7 +24,7 @@ from ohem.models.weights import load_detector
 from ohem.proposals.cache import ProposalCache, ProposalSetting, default_cache_path, make_proposals
 from ohem.proposals.imports import load_proposals, validate_proposals
 from ohem.recipes.recipe import DataSpec, Recipe
-from ohem.training.loop import AnnotatedImages
+from ohem.training.loop import AnnotatedImages, Observer, new_detector
 from ohem.training.loop import train as train_loop
 from ohem.training.run import Run, Sources, fingerprint, next_folder
 from ohem.training.tensorboard import tensorboard_observer
@@ -142,13 +142,16 @@ def train(
         OhemError: anything wrong with the data, the recipe or the folder; found before training begins.
     """
     start = time.perf_counter()
+    where = pick_device(device)
+    folder = free_folder(folder, Path("runs") / name)
     images, validation = _open_all(recipe, sources, workers, reporter)
-    folder = folder or next_folder(Path("runs") / name)
+    detector = new_detector(recipe, images)
     run = Run.create(folder, recipe, sources, images.dataset, fingerprint(images.dataset, images.proposals))
     reporter.say(
         f"{images.dataset.name}: {len(images.dataset)} images, {len(images.dataset.classes)} classes; run: {folder}"
     )
-    return folder, _train(run, recipe, images, validation, device, workers, tensorboard, reporter, start)
+    prepared = Prepared(run, recipe, detector, images, validation, time.perf_counter() - start)
+    return folder, _train(prepared, where, workers, tensorboard, reporter)
 
 
 def resume(
@@ -165,6 +168,7 @@ def resume(
         OhemError: not a run, or its data changed since it began.
     """
     start = time.perf_counter()
+    where = pick_device(device)
     run = Run.open(folder)
     recipe, info = run.recipe(), run.info()
     if run.weights_file.exists():
@@ -177,7 +181,9 @@ def resume(
             f"{folder}: found other images, annotations or proposals than when the run began"
             f" ({found[:8]}, not {info['data']['fingerprint'][:8]}); allowed: the same data"
         )
-    return _train(run, recipe, images, validation, device, workers, tensorboard, reporter, start)
+    detector = new_detector(recipe, images)
+    prepared = Prepared(run, recipe, detector, images, validation, time.perf_counter() - start)
+    return _train(prepared, where, workers, tensorboard, reporter)
 
 
 def _open_all(
@@ -194,29 +200,41 @@ def _open_all(
     return images, AnnotatedImages(val_set, open_proposals(val_set, sources.val_proposals, spec, workers, reporter))
 
 
-def _train(
-    run: Run,
-    recipe: Recipe,
-    images: AnnotatedImages,
-    validation: AnnotatedImages | None,
-    device: str | None,
-    workers: int,
-    tensorboard: bool,
-    reporter: Reporter,
-    start: float,
-) -> bool:
-    observers = [reporter.record, *([tensorboard_observer(run.folder / "tensorboard")] if tensorboard else [])]
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Everything checked and loaded, ready for the first step; ``seconds`` is the time that took."""
+
+    run: Run
+    recipe: Recipe
+    detector: FastRCNN
+    images: AnnotatedImages
+    validation: AnnotatedImages | None
+    seconds: float
+
+
+def _train(prepared: Prepared, device: torch.device, workers: int, tensorboard: bool, reporter: Reporter) -> bool:
+    observers: list[Observer] = [reporter.record]
+    if tensorboard:
+        observers.append(tensorboard_observer(prepared.run.folder / "tensorboard"))
 
     def observe(record: Mapping[str, Any]) -> None:
         for observer in observers:
             observer(record)
 
-    prepared = time.perf_counter()
-    finished = train_loop(run, recipe, images, validation, device=pick_device(device), workers=workers, observe=observe)
-    preparing, all_in_all = prepared - start, time.perf_counter() - start
-    reporter.say(
-        f"{all_in_all:.0f} s in all, {100 * preparing / all_in_all:.0f} % of it checking data and making proposals"
+    start = time.perf_counter()
+    finished = train_loop(
+        prepared.run,
+        prepared.recipe,
+        prepared.detector,
+        prepared.images,
+        prepared.validation,
+        device=device,
+        workers=workers,
+        observe=observe,
     )
+    total = prepared.seconds + time.perf_counter() - start
+    share = 100 * prepared.seconds / total
+    reporter.say(f"{total:.0f} s in all, {share:.0f} % of it checking data and making proposals")
     return finished
 
 
@@ -244,7 +262,9 @@ def evaluate(
     workers: int = 1,
     reporter: Reporter = SILENT,
 ) -> Evaluation:
-    """Measure a detector on a data set, and write ``metrics.json`` and its detections in COCO's and VOC's formats.
+    """Measure a detector on a data set, and write ``metrics.json`` and its detections.
+
+    Detections go into ``detections.json`` (COCO's results format), and for VOC data into ``voc/comp4_det_*.txt`` too.
 
     Args:
         source: a run's folder, or a weights file.
@@ -276,7 +296,10 @@ def evaluate(
         evaluate_coco(dataset, found),
     )
     save_coco_results(folder / "detections.json", dataset, found)
-    save_voc_results(folder / "voc", dataset, found, dataset.name.rpartition("@")[2] or "all")
+    if dataset.format == "voc":
+        save_voc_results(
+            folder / "voc", dataset, found, dataset.name.rpartition("@")[2] if "@" in dataset.name else "all"
+        )
     metrics = {
         "data": dataset.name,
         "images": len(dataset),

@@ -199,7 +199,7 @@ class FastRCNN(nn.Module):
         Images of one size go through the backbone together; others one by one. Nothing is padded, so an image's
         features never depend on its neighbours, and a batch gives the gradients of its images accumulated.
         """
-        if len({image.shape for image in images}) == 1:
+        if len({(image.shape, image.dtype) for image in images}) == 1:
             return list(torch.split(self.head.reduce(self.backbone(torch.stack(list(images)))), 1))
         return [cast(Tensor, self.head.reduce(self.backbone(image[None]))) for image in images]
 
@@ -217,11 +217,9 @@ class FastRCNN(nn.Module):
         scores, moved = [], []
         for chunk in torch.split(boxes, self.ranking_chunk):
             logits, deltas = self.head(feature, chunk)
-            raw = deltas.float().view(len(chunk), -1, 4) * self.delta_std + self.delta_mean
+            raw = deltas.float().view(len(chunk), self.num_classes + 1, 4) * self.delta_std + self.delta_mean
             scores.append(logits.float().softmax(dim=1))
             moved.append(clip_boxes_to_image(decode_deltas(chunk, raw), size))
-        if not scores:
-            return boxes.new_zeros(0, self.num_classes + 1), boxes.new_zeros(0, self.num_classes + 1, 4)
         return torch.cat(scores), torch.cat(moved)
 
     @torch.no_grad()

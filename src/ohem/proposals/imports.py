@@ -113,7 +113,8 @@ def load_mat(path: Path) -> dict[ImageId, NDArray[np.float32]]:
 
 def _read_mat(path: Path) -> dict[str, Any]:
     try:
-        variables = scipy.io.loadmat(path, appendmat=False, variable_names=("images", "boxes"))
+        with path.open("rb") as file:
+            variables = scipy.io.loadmat(file, variable_names=("images", "boxes"))
     except NotImplementedError as error:
         fault = Fault(path, "", "MATLAB's format 7.3 (HDF5)", "format 7 or older: in MATLAB, save with '-v7'")
         raise DataError([fault]) from error

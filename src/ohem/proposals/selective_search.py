@@ -127,7 +127,7 @@ def _ranked(groupings: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
 
     The i-th region from the top of its hierarchy has the value RND * i, with RND uniform in [0, 1). The lowest values
     come first, and of equal boxes the lowest counts. We take the hierarchies of one segmentation together, and their
-    regions by falling area: no region comes before one that holds it.
+    regions by falling area, so that i grows on the way down.
     """
     # Unlike numpy's newer generators, RandomState gives the same numbers in every version (NEP 19).
     random = np.random.RandomState(0)

@@ -42,6 +42,7 @@ class AnnotatedImages:
 def train(
     run: Run,
     recipe: Recipe,
+    detector: FastRCNN,
     images: AnnotatedImages,
     validation: AnnotatedImages | None = None,
     *,
@@ -56,6 +57,7 @@ def train(
     Args:
         run: its folder; with a checkpoint in it, training goes on from there to bit-identical weights.
         recipe: what to do.
+        detector: of :func:`new_detector`; trained in place.
         images: to train on.
         validation: to measure on, every ``recipe.evaluation.every`` iterations and at the end.
         device: CPU when omitted.
@@ -66,11 +68,10 @@ def train(
         True when all iterations are done, False when it was interrupted.
 
     Raises:
-        OhemError: an image cannot be read, weights are missing, or a loss is not finite.
+        OhemError: an image cannot be read, the checkpoint is of another detector, or a loss is not finite.
     """
     device = device or torch.device("cpu")
-    torch.manual_seed(stream_seed(recipe.seed, "weights"))
-    detector = new_detector(recipe, images).to(device).train()
+    detector.to(device).train()
     optimizer = build_optimizer(detector, recipe.optimizer)
     sampler_rng = Generator().manual_seed(stream_seed(recipe.seed, "sampler"))
     torch.manual_seed(stream_seed(recipe.seed, "dropout"))
@@ -129,7 +130,12 @@ def train(
 
 
 def new_detector(recipe: Recipe, images: AnnotatedImages) -> FastRCNN:
-    """The detector before the first step: random weights, pre-trained ones, or another run's."""
+    """The detector before the first step: weights random (from the recipe's seed), pre-trained, or another run's.
+
+    Raises:
+        OhemError: the recipe names a backbone or weights that are not to be had.
+    """
+    torch.manual_seed(stream_seed(recipe.seed, "weights"))
     classes = images.dataset.classes
     detector = build_detector(recipe.detector, len(classes))
     if recipe.init_from is None:

@@ -1,0 +1,288 @@
+"""The command line, whole: from a folder of annotated images to detections; and everything that can be wrong with it."""
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from corruptions import CORRUPTIONS, Corruption, make_coco, make_voc
+from ohem.cli import main
+from shapes import make_shapes
+
+SMALL = [
+    "detector.image.shortest=72",
+    "detector.image.longest=96",
+    "detector.backbone.strides=[16]",
+    "detector.backbone.scales=[6.0]",
+    "detector.head.channels=32",
+    "detector.head.pool_size=3",
+    "detector.head.fc=[64]",
+    "optimizer.backbone_lr_factor=0.1",
+    "checkpoint_every=10",
+]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OHEM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def ohem(*arguments: object) -> int:
+    """Run a command in this process; its exit code."""
+    before = sys.argv
+    sys.argv = ["ohem", *map(str, arguments)]
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        sys.argv = before
+    return 0
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_the_main_job_from_annotated_images_to_boxes_on_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_shapes(tmp_path / "data")
+    before = contents(data)
+    assert ohem("check", f"{data}@train") == 0
+    assert "no faults" in capsys.readouterr().out
+
+    assert ohem("propose", f"{data}@train", "--workers", 1) == 0
+    recall = capsys.readouterr().out
+    assert "recall of" in recall
+    assert "proposals of 24 images made" in recall
+
+    train = ["train", "lite0", *SMALL, "iterations=60", "schedule.warmup=5", "--workers", 0]
+    assert ohem(*train, "--data", f"{data}@train", "--val", f"{data}@test", "--run", "run") == 0
+    told = capsys.readouterr().out
+    assert "validation voc07 mAP" in told
+    assert "% of it checking data and making proposals" in told
+    assert {"recipe.yaml", "run.json", "log.jsonl", "weights.safetensors", "best.safetensors"} <= {
+        path.name for path in Path("run").iterdir()
+    }
+
+    assert ohem("evaluate", "run", "--data", f"{data}@test", "--workers", 0) == 0
+    assert "VOC AP at IoU 0.5" in capsys.readouterr().out
+    metrics = json.loads(Path("run/evaluation/metrics.json").read_text())
+    assert metrics["voc07"]["mean_ap"] > 0.5
+    assert {path.name for path in Path("run/evaluation/voc").iterdir()} == {
+        f"comp4_det_test_{name}.txt" for name in ("disc", "square", "triangle")
+    }
+    assert isinstance(json.loads(Path("run/evaluation/detections.json").read_text()), list)
+
+    assert (
+        ohem("detect", "run", data / "JPEGImages/test_000.png", f"{data}/JPEGImages/test_00[12].png", "--workers", 0)
+        == 0
+    )
+    listing = json.loads(Path("detections/detections.json").read_text())["images"]
+    assert [Path(one["image"]).name for one in listing] == ["test_000.png", "test_001.png", "test_002.png"]
+    assert sum(len(one["objects"]) for one in listing) > 0
+    for one in listing:
+        with Image.open(Path("detections") / one["picture"]) as drawn:
+            assert drawn.size == (96, 72)
+    assert ohem("detect", "run/weights.safetensors", data / "JPEGImages", "--workers", 0) == 0
+    assert len(json.loads(Path("detections-2/detections.json").read_text())["images"]) == 36
+    assert contents(data) == before
+
+
+def test_coco_data_and_published_proposals_go_the_same_road(tmp_path: Path) -> None:
+    make_coco(tmp_path / "coco")
+    images = json.loads(next((tmp_path / "coco").glob("*.json")).read_text())["images"]
+    proposals = [
+        {"image_id": image["id"], "bbox": [x, y, 12, 12], "score": 1.0}
+        for image in images
+        for x in range(0, 16, 4)
+        for y in range(0, 16, 4)
+    ]
+    Path("boxes.json").write_text(json.dumps(proposals))
+    common = ["--data", tmp_path / "coco", "--proposals", "boxes.json", "--workers", 0]
+    settings = [*SMALL, "iterations=2", "evaluation.metric=coco"]
+    validation = ["--val", tmp_path / "coco", "--val-proposals", "boxes.json"]
+    assert ohem("train", "lite0", *settings, *common, *validation, "--run", "run") == 0
+    assert ohem("evaluate", "run", *common) == 0
+    numbers = json.loads(Path("run/evaluation/metrics.json").read_text())["coco"]
+    assert {"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"} <= set(numbers)
+
+
+@pytest.mark.parametrize("case", CORRUPTIONS, ids=lambda case: f"{case.format}: {case.name}")
+def test_corrupted_data_ends_with_one_line_a_fault_and_exit_code_2(
+    case: Corruption, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    {"voc": make_voc, "coco": make_coco}[case.format](tmp_path / "data")
+    case.corrupt(tmp_path / "data")
+    before = contents(tmp_path / "data")
+    assert ohem("check", tmp_path / "data") == 2
+    complaint = capsys.readouterr().err.splitlines()
+    assert "Traceback" not in "\n".join(complaint)
+    assert len(complaint) == case.faults + (case.faults > 1)
+    assert any(case.file in line and case.expect in line for line in complaint)
+    if case.found_by != "decoding":
+        assert ohem("train", "lite0", "--data", tmp_path / "data", "--run", "run") == 2
+        assert not Path("run").exists()
+    assert contents(tmp_path / "data") == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train"], "found no recipe or no --data"),
+        (["train", "lite0"], "found no recipe or no --data"),
+        (["train", "lite", "--data", "data"], "did you mean lite0?"),
+        (["train", "mine.yaml", "--data", "data"], "mine.yaml: found no such file"),
+        (["train", "lite0", "optimzer.lr=1", "--data", "data"], "optimzer: found an unknown field (did you mean optimizer?)"),
+        (["train", "lite0", "optimizer.lr=-1", "--data", "data"], "optimizer.lr: found -1; allowed: greater than 0"),
+        (["train", "lite0", "optimizer.kind=adam", "--data", "data"], "optimizer.kind: found 'adam'; allowed: 'sgd' or 'adamw'"),
+        (["train", "lite0", "sampler=hardest", "--data", "data"], "found 'hardest'; allowed: hard, random, all"),
+        (["train", "lite0", "sampler.bg_lo=0.1", "--data", "data"], "bg_lo: found an unknown field; allowed for hard: rois_per_image"),
+        (["train", "lite0", "sampler.nms_iou=high", "--data", "data"], "nms_iou: found 'high'"),
+        (["train", "lite0", "iterations", "--data", "data"], "found no field=value"),
+        (["train", "lite0", "--data", "dtaa"], "did you mean data?"),
+        (["train", "lite0", "--data", "data@trian"], "trian"),
+        (["train", "lite0", "--data", "data", "--device", "tpu9"], "device: found 'tpu9'"),
+        (["train", "lite0", "--data", "data", "--proposals", "p.mat"], "p.mat"),
+        (["train", "lite0", "--resume", "run"], "found --resume with other settings"),
+        (["train", "--resume", "nowhere"], "nowhere: found no run.json and recipe.yaml"),
+        (["train", "lite0", "detector.backbone.name=lite9", "--data", "data"], "detector.backbone.name: found 'lite9'"),
+        (["train", "lite0", "detector.backbone.strides=[7]", "detector.backbone.scales=[1]", "--data", "data"], "found [7]"),
+        (["train", "lite0", "data.classes=[cat]", "--data", "data"], "allowed: cat"),
+        (["evaluate", "nowhere", "--data", "data"], "nowhere: found no such file"),
+        (["detect", "data", "x.jpg"], "data: found no run.json"),
+    ],
+)  # fmt: skip
+def test_wrong_calls_end_with_one_line_and_exit_code_2(
+    arguments: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_voc(tmp_path / "data")
+    assert ohem(*arguments) == 2
+    complaint = capsys.readouterr().err
+    assert expected in complaint
+    assert "Traceback" not in complaint
+    assert {path.name for path in tmp_path.iterdir()} <= {"data", "cache"}
+
+
+def test_a_new_user_is_told_what_to_do_next() -> None:
+    told = subprocess.run([sys.executable, "-m", "ohem"], capture_output=True, text=True, check=True).stdout
+    assert "ohem demo" in told
+    assert "ohem train" in told
+
+
+def test_help_does_not_load_torch() -> None:
+    script = "import sys; sys.argv = ['ohem', 'train', '--help']\nfrom ohem.cli import main\ntry: main()\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert told.rstrip().endswith("False")
+
+
+def test_ctrl_c_saves_and_resume_finishes(tmp_path: Path) -> None:
+    data = make_shapes(tmp_path / "data")
+    command = [sys.executable, "-m", "ohem", "train"]
+    start = [*command, "lite0", *SMALL, "iterations=40", "log_every=1", "--data", f"{data}@train", "--run", "run"]
+    with subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            if line.startswith("iteration      5"):
+                running.send_signal(signal.SIGINT)
+                break
+        rest = running.stdout.read()
+        assert running.wait() == 130
+    assert "go on with: ohem train --resume run" in rest
+    assert Path("run/checkpoints/last.pt").exists()
+    assert not Path("run/weights.safetensors").exists()
+    resumed = subprocess.run([*command, "--resume", "run"], capture_output=True, text=True, check=True)
+    assert Path("run/weights.safetensors").exists(), resumed.stderr
+    iterations = [json.loads(line)["iteration"] for line in Path("run/log.jsonl").read_text().splitlines()]
+    assert iterations == list(range(1, 41))
+
+
+def test_a_run_is_not_resumed_on_changed_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make_shapes(tmp_path / "data", train=6, test=2)
+    settings = [*SMALL, "iterations=4", "--workers", 0, "--data", f"{data}@train", "--run", "run"]
+    assert ohem("train", "lite0", *settings) == 0
+    Path("run/weights.safetensors").unlink()
+    annotation = data / "Annotations/train_000.xml"
+    annotation.write_text(annotation.read_text().replace("square", "disc").replace("triangle", "disc"))
+    assert ohem("train", "--resume", "run") == 2
+    assert "found other images, annotations or proposals" in capsys.readouterr().err
+
+
+def test_nothing_that_exists_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make_shapes(tmp_path / "data", train=6, test=2)
+    assert (
+        ohem("train", "lite0", *SMALL, "iterations=2", "--workers", 0, "--data", f"{data}@train", "--run", "run") == 0
+    )
+    Path("mine").mkdir()
+    Path("mine/notes.txt").write_text("mine")
+    for command in (
+        ["train", "lite0", "--data", f"{data}@train", "--run", "mine"],
+        ["evaluate", "run", "--data", f"{data}@test", "--out", "mine"],
+        ["detect", "run", data / "JPEGImages", "--out", "mine"],
+    ):
+        capsys.readouterr()
+        assert ohem(*command) == 2
+        assert "mine: found something there already" in capsys.readouterr().err
+    assert [path.name for path in Path("mine").iterdir()] == ["notes.txt"]
+
+
+def test_pictures_of_every_kind_are_detected_in(tmp_path: Path) -> None:
+    data = make_shapes(tmp_path / "data", train=6, test=2)
+    assert (
+        ohem("train", "lite0", *SMALL, "iterations=2", "--workers", 0, "--data", f"{data}@train", "--run", "run") == 0
+    )
+    Path("photos").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    for mode, name in (
+        ("L", "grey.png"),
+        ("P", "palette.png"),
+        ("RGBA", "alpha.png"),
+        ("CMYK", "cmyk.jpg"),
+        ("1", "bits.png"),
+    ):
+        picture.convert(mode).save(Path("photos") / name)
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save("photos/deep.png")
+    Image.fromarray(pixels[:1]).save("photos/line.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture.save("photos/turned.jpg", exif=turned)
+    assert ohem("detect", "run", "photos", "--threshold", 0, "--workers", 0) == 0
+    listing = {
+        Path(one["image"]).name: one for one in json.loads(Path("detections/detections.json").read_text())["images"]
+    }
+    assert len(listing) == 8
+    with Image.open(Path("detections") / listing["turned.jpg"]["picture"]) as drawn:
+        assert drawn.size == (40, 60)
+    boxes = np.array([found["box"] for found in listing["turned.jpg"]["objects"]])
+    assert (boxes >= 0).all()
+    assert (boxes <= [40, 60, 40, 60]).all()
+
+
+def test_one_broken_picture_is_named_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_shapes(tmp_path / "data", train=6, test=2)
+    assert (
+        ohem("train", "lite0", *SMALL, "iterations=2", "--workers", 0, "--data", f"{data}@train", "--run", "run") == 0
+    )
+    Path("photos").mkdir()
+    Path("photos/broken.jpg").write_bytes(b"\xff\xd8\xff")
+    Path("photos/empty.png").write_bytes(b"")
+    capsys.readouterr()
+    assert ohem("detect", "run", "photos") == 2
+    complaint = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in complaint[:2]] == ["photos/broken.jpg", "photos/empty.png"]
+    assert not Path("detections").exists()

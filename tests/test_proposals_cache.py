@@ -115,7 +115,9 @@ def test_progress_goes_from_what_is_there_to_all(records, path):
     make_proposals(records[:2], path, SETTING)
     told = []
     make_proposals(records, path, SETTING, workers=2, progress=told.append)
-    assert [(step.done, step.total) for step in told] == [(2, 4), (3, 4), (4, 4)]
+    assert (told[0].done, told[-1].done) == (2, 4)
+    assert {step.total for step in told} == {4}
+    assert [step.done for step in told] == sorted({step.done for step in told})
 
 
 def test_opencvs_threads_are_as_before(records, path):
@@ -246,7 +248,7 @@ def interrupted(folder, path, number):
     """Make proposals in a process that gets the signal after 5 images; its exit status and error output."""
     process = run_script(MAKE, folder, path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     for line in process.stdout:
-        if int(line) == 5:
+        if int(line) >= 5:
             process.send_signal(number)
             break
     _, errors = process.communicate(timeout=60)

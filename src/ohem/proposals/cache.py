@@ -189,8 +189,8 @@ def make_proposals(
 ) -> MakeReport:
     """Bring a cache up to date: search the images that it lacks, or whose files have changed since.
 
-    An image is unchanged when its file has the same size and time of change, or else the same SHA-256. Every finished
-    image is committed at once, so whatever ends the process loses only the images being searched. Several processes
+    An image is unchanged when its file has the same size and time of change, or else the same SHA-256. What is
+    finished is committed at once, so whatever ends the process loses only the images being searched. Several processes
     may do this to one file at once; it costs time, not correctness.
 
     Args:
@@ -198,7 +198,7 @@ def make_proposals(
         cache_path: made when missing, with its folder.
         setting: how; a cache made in another way is refused.
         workers: threads, at least 1. Threads suffice: the search is OpenCV's, which works outside Python's lock.
-        progress: called at the start and after each image, in the calling thread.
+        progress: called at the start and after each commit, in the calling thread.
 
     Raises:
         DataError: the file is something else or of another setting; or, when all other images are done, with every
@@ -215,17 +215,14 @@ def make_proposals(
         tell = progress or (lambda _: None)
         tell(Progress(done, len(records)))
         with _opencv_in_one_thread(), closing(_search(changed, known, setting, workers)) as results:
-            for future in results:
-                try:
-                    image = future.result()
-                except DataError as error:
-                    faults += error.faults
-                else:
-                    _save(connection, image)
-                    made += image.boxes is not None
-                    reused += image.boxes is None
-                    invalidated += image.boxes is not None and image.id in known
-                done += 1
+            for finished in results:
+                images = list(_sound(finished, faults))
+                _save(connection, images)
+                searched = [image.id for image in images if image.boxes is not None]
+                made += len(searched)
+                reused += len(images) - len(searched)
+                invalidated += len(known.keys() & searched)
+                done += len(finished)
                 tell(Progress(done, len(records)))
     if faults:
         raise DataError(sorted(faults))
@@ -250,8 +247,8 @@ class _Image(NamedTuple):
 
 def _search(
     records: Iterable[ImageRecord], known: Mapping[ImageId, _Stamp], setting: ProposalSetting, workers: int
-) -> Generator[Future[_Image]]:
-    """The finished images as they come. Closing it, or an interruption, gives up those that have not been begun."""
+) -> Generator[set[Future[_Image]]]:
+    """What is finished, whenever something is. Closing it, or an interruption, gives up what has not been begun."""
     with ThreadPoolExecutor(workers) as pool:
         waiting = (pool.submit(_look_at, record, known.get(record.id), setting) for record in records)
         running = set(islice(waiting, 2 * workers))
@@ -259,10 +256,19 @@ def _search(
             while running:
                 finished, running = wait(running, return_when=FIRST_COMPLETED)
                 running.update(islice(waiting, len(finished)))
-                yield from finished
+                yield finished
         finally:
             for future in running:
                 future.cancel()
+
+
+def _sound(finished: Iterable[Future[_Image]], faults: list[Fault]) -> Iterator[_Image]:
+    """The images without a fault; the faults of the others are added."""
+    for future in finished:
+        try:
+            yield future.result()
+        except DataError as error:
+            faults += error.faults
 
 
 def _look_at(record: ImageRecord, known: _Stamp | None, setting: ProposalSetting) -> _Image:
@@ -324,7 +330,7 @@ def _opencv_in_one_thread() -> Iterator[None]:
 
 
 def _open_for_writing(path: Path, setting: ProposalSetting) -> sqlite3.Connection:
-    """A connection that commits every statement; the tables are made in a new or empty file, never in another's."""
+    """A connection that opens no transaction by itself; the tables are made in a new or empty file, never in another's."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -370,13 +376,17 @@ def _stamps(connection: sqlite3.Connection) -> dict[ImageId, _Stamp]:
     return {image_id: _Stamp(*stamp) for image_id, *stamp in rows}
 
 
-def _save(connection: sqlite3.Connection, image: _Image) -> None:
-    if image.boxes is None:
-        stamped = "UPDATE proposals SET size = ?, mtime_ns = ? WHERE image_id = ?"
-        connection.execute(stamped, (image.stamp.size, image.stamp.mtime_ns, image.id))
-    else:
-        row = (image.id, *image.stamp, image.boxes.astype("<f4").tobytes())
-        connection.execute("INSERT OR REPLACE INTO proposals VALUES (?, ?, ?, ?, ?)", row)
+def _save(connection: sqlite3.Connection, images: Iterable[_Image]) -> None:
+    """All of them in one commit, which takes as long as many searches where there are many workers."""
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        for image in images:
+            if image.boxes is None:
+                stamped = "UPDATE proposals SET size = ?, mtime_ns = ? WHERE image_id = ?"
+                connection.execute(stamped, (image.stamp.size, image.stamp.mtime_ns, image.id))
+            else:
+                row = (image.id, *image.stamp, image.boxes.astype("<f4").tobytes())
+                connection.execute("INSERT OR REPLACE INTO proposals VALUES (?, ?, ?, ?, ?)", row)
 
 
 @contextmanager

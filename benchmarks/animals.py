@@ -1,0 +1,103 @@
+"""OHEM against the heuristic sampler on six animal and person classes of VOC 2012, paired seeds, two CPU cores.
+
+    python benchmarks/animals.py DATA --seeds 3
+
+DATA is a VOC folder with the splits trainval and test, and selective-search proposals of each in
+DATA/selective_search/{trainval,test}.mat. Runs go into runs/animals; finished ones are kept, an interrupted one is
+resumed, so the command may be stopped and called again. One small JSON a run goes into benchmarks/results/animals.
+"""
+
+import argparse
+import json
+import platform
+from datetime import date
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import ohem
+from ohem.console import Console
+from ohem.evaluation.voc import evaluate_voc
+from ohem.mining import mean_loss, score_images
+from ohem.models.weights import load_detector
+from ohem.recipes.recipe import DataSpec
+from ohem.training.run import Run
+from ohem.workflow import open_dataset, open_proposals, run_detector
+
+CLASSES = ("cat", "cow", "dog", "horse", "person", "sheep")
+RESULTS = Path(__file__).parent / "results" / "animals"
+OVERRIDES = [f"data.classes=[{','.join(CLASSES)}]", "data.other_classes=drop"]
+
+
+def train(data: str, sampler: str, seed: int, folder: Path, console: Console) -> None:
+    if folder.exists():
+        ohem.resume(folder, reporter=console)
+        return
+    recipe = ohem.load_recipe("lite0", [*OVERRIDES, f"sampler={sampler}", f"seed={seed}"])
+    proposals = (f"{data}/selective_search/trainval.mat",)
+    ohem.train(recipe, ohem.Sources((f"{data}@trainval",), proposals=proposals), folder=folder, reporter=console)
+
+
+def measure(data: str, folder: Path, console: Console) -> dict[str, Any]:
+    run = Run.open(folder)
+    recipe, log = run.recipe(), [record for record in run.log() if record["kind"] == "train"]
+    dataset = open_dataset([f"{data}@test"], DataSpec(classes=CLASSES, other_classes="drop"), console)
+    detector, spec, _ = load_detector(run.weights_file)
+    proposals = open_proposals(dataset, [f"{data}/selective_search/test.mat"], spec.proposals, 1, console)
+    found = run_detector(detector, spec, dataset.records, proposals, device="cpu", workers=1, reporter=console)
+    voc = evaluate_voc(dataset, found)
+    return {
+        "sampler": type(recipe.sampler).__name__,
+        "seed": recipe.seed,
+        "iterations": recipe.iterations,
+        "mAP@0.5, 11-point": voc.mean_ap,
+        "mAP@0.5, area": evaluate_voc(dataset, found, method="area").mean_ap,
+        "mAP@0.7, 11-point": evaluate_voc(dataset, found, iou_threshold=0.7).mean_ap,
+        "mean loss over all test RoIs": mean_loss(score_images(detector, spec, dataset.records, proposals)),
+        "training minutes": sum(sum(r["seconds"].values()) for r in log) * recipe.log_every / 60,
+        "seconds a step": mean(sum(record["seconds"].values()) for record in log),
+        "peak memory, MB": max(record["peak_memory_mb"] for record in log),
+        "per class, 11-point": dict(voc.rows()[:-1]),
+        "data fingerprint": run.info()["data"]["fingerprint"],
+        "machine": run.info()["machine"],
+        "date": date.today().isoformat(),
+    }
+
+
+def summarise(results: list[dict[str, Any]]) -> None:
+    rows = []
+    names = [name for name, value in results[0].items() if isinstance(value, float)]
+    by_arm = {arm: {r["seed"]: r for r in results if r["sampler"] == arm} for arm in ("RandomSampler", "HardSampler")}
+    seeds = sorted(set(by_arm["RandomSampler"]) & set(by_arm["HardSampler"]))
+    for name in names:
+        factor = 100 if name.startswith("mAP") else 1
+        arms = [[factor * by_arm[arm][seed][name] for seed in seeds] for arm in by_arm]
+        gains = [hard - random for random, hard in zip(*arms, strict=True)]
+        spread = f"{stdev(gains):.2f}" if len(gains) > 1 else "-"
+        rows.append((name, *(" ".join(f"{v:.3g}" for v in arm) for arm in arms), f"{mean(gains):+.2f}", spread))
+    header = ("", "heuristic", "OHEM", "mean difference", "its std")
+    Console().table(f"seeds {seeds}; {platform.processor() or platform.machine()}", header, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--runs", type=Path, default=Path("runs/animals"))
+    arguments = parser.parse_args()
+    results = []
+    with Console() as console:
+        for seed in range(arguments.seeds):
+            for sampler in ("hard", "random"):
+                file = RESULTS / f"{sampler}-{seed}.json"
+                if not file.exists():
+                    train(arguments.data, sampler, seed, arguments.runs / f"{sampler}-{seed}", console)
+                    result = measure(arguments.data, arguments.runs / f"{sampler}-{seed}", console)
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_text(json.dumps(result, indent=1) + "\n")
+                results.append(json.loads(file.read_text()))
+    summarise(results)
+
+
+if __name__ == "__main__":
+    main()

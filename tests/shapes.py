@@ -21,6 +21,7 @@ def make_shapes(folder: Path, train: int = 24, test: int = 12, seed: int = 0) ->
     rng = np.random.default_rng(seed)
     for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (folder / part).mkdir(parents=True)
+    (folder / "classes.txt").write_text("\n".join(CLASSES) + "\n")
     for split, count in (("train", train), ("test", test)):
         stems = [f"{split}_{i:03d}" for i in range(count)]
         (folder / "ImageSets/Main" / f"{split}.txt").write_text("\n".join(stems) + "\n")

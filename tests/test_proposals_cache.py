@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -296,6 +297,15 @@ def test_two_processes_may_make_one_cache_at_once(tmp_path, path):
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     assert make_proposals(records, path, SETTING).reused == 12
+
+
+def test_a_cache_may_be_begun_by_many_at_once(tmp_path):
+    for attempt in range(10):
+        path = tmp_path / f"{attempt}.sqlite"
+        with ThreadPoolExecutor(8) as pool:
+            reports = list(pool.map(make_proposals, [[]] * 8, [path] * 8, [SETTING] * 8))
+        assert [report.made for report in reports] == [0] * 8
+        assert len(ProposalCache(path)) == 0
 
 
 # Reading from elsewhere

@@ -60,7 +60,9 @@ class Arm:
 HEADER = ("", "test mAP, %", "loss, train", "loss, test", "s/step", "peak MB")
 
 
-def run_demo(folder: Path, *, iterations: int, seed: int, reporter: Reporter) -> list[Arm]:
+def run_demo(
+    folder: Path, *, iterations: int, seed: int, reporter: Reporter, images: tuple[int, int] = (400, 200)
+) -> list[Arm]:
     """Make the data, train both arms in processes of their own, measure them and write table and pictures.
 
     Finished parts are kept: called again after an interruption, it goes on.
@@ -70,13 +72,14 @@ def run_demo(folder: Path, *, iterations: int, seed: int, reporter: Reporter) ->
         iterations: of each training.
         seed: of both.
         reporter: told of what goes on.
+        images: how many to train and to test on.
 
     Raises:
         OhemError: the extra ``ohem[demo]`` is missing, or the folder holds a demo with other settings.
     """
     from ohem.figures import draw_curves, draw_detections, draw_hardest, draw_precision_recall
 
-    data = make_builtin(folder / "data")
+    data = make_builtin(folder / "data", train_images=images[0], test_images=images[1])
     train_set, test_set = load_dataset([f"{data}@train"]), load_dataset([f"{data}@test"])
     cache = folder / "proposals.sqlite"
     make_proposals(

@@ -14,7 +14,7 @@ from typing import Any
 import timm
 import torch
 import torchvision
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -102,7 +102,8 @@ def lite0_imagenet() -> dict[str, Tensor]:
 
 def _download_vgg16() -> dict[str, Tensor]:
     try:
-        return dict(torchvision.models.VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True))
+        weights = torchvision.models.VGG16_Weights.IMAGENET1K_V1
+        return dict(weights.get_state_dict(progress=True, check_hash=True, weights_only=True))
     except OSError as error:
         raise OhemError(
             f"detector.backbone.weights: torchvision could not download VGG16's ImageNet weights ({error});"
@@ -136,9 +137,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:
-        raise OhemError(
-            f"{path}: found no readable weights ({str(error).splitlines()[0]}); allowed: tensors"
-        ) from error
+        # Not torch's own text: it advises to load the file with weights_only=False.
+        raise OhemError(f"{path}: found no readable weights ({type(error).__name__}); allowed: tensors") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise OhemError(f"{path}: found {type(state).__name__}; allowed: a mapping of names to tensors")
     return state
@@ -169,9 +169,9 @@ def load_detector(path: Path) -> tuple[FastRCNN, DetectorSpec, tuple[str, ...]]:
     meta = _metadata(path)
     try:
         spec = DetectorSpec.model_validate(meta["spec"])
-        classes = tuple(meta["classes"])
-        preprocessing = Preprocessing(**meta["preprocessing"])
-    except (KeyError, ValidationError, ValueError, TypeError) as error:
+        classes = TypeAdapter(tuple[str, ...]).validate_python(meta["classes"])
+        preprocessing = TypeAdapter(Preprocessing).validate_python(meta["preprocessing"])
+    except (KeyError, ValidationError) as error:
         raise DataError([Fault(path, "metadata", f"damaged ({str(error).splitlines()[0]})", FORMAT)]) from error
     detector = build_detector(spec, len(classes))
     detector.backbone.preprocessing = preprocessing

@@ -330,7 +330,7 @@ def _opencv_in_one_thread() -> Iterator[None]:
 
 
 def _open_for_writing(path: Path, setting: ProposalSetting) -> sqlite3.Connection:
-    """A connection that opens no transaction by itself; the tables are made in a new or empty file, never in another's."""
+    """A connection that opens no transaction by itself. Tables are made in a new or empty file, never in another's."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

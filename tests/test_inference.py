@@ -1,0 +1,117 @@
+"""From scores to detections, and the losses of all RoIs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ohem.data.dataset import ImageRecord
+from ohem.data.loading import make_sample, mirror, resize
+from ohem.inference import detect, postprocess
+from ohem.mining import mean_loss, score_images
+from ohem.models.spec import DetectionSpec, ImageSpec
+from ohem.training.loop import AnnotatedImages, new_detector
+from shapes import make_shapes, open_shapes, small_recipe
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shapes(tmp_path_factory.mktemp("shapes") / "data", train=4, test=2)
+
+
+def test_postprocessing_by_hand() -> None:
+    # Two classes. RoI 0 and 1 overlap by 0.6 > 0.3 in class 1: the better stays. In class 2 RoI 1 stands alone.
+    first, second = [0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 6.0]
+    scores = torch.tensor([[0.1, 0.8, 0.1], [0.1, 0.5, 0.4], [0.95, 0.03, 0.02]])
+    boxes = torch.tensor([[first, first, first], [second, second, second], [second, second, second]])
+    kept, values, labels = postprocess(scores, boxes, DetectionSpec(score_threshold=0.2, nms_iou=0.3))
+    assert values.tolist() == pytest.approx([0.8, 0.4])
+    assert labels.tolist() == [1, 2]
+    assert kept.tolist() == [first, second]
+    _, values, _ = postprocess(scores, boxes, DetectionSpec(score_threshold=0.2, nms_iou=0.7))
+    assert values.tolist() == pytest.approx([0.8, 0.5, 0.4])
+    _, values, _ = postprocess(scores, boxes, DetectionSpec(score_threshold=0.2, nms_iou=0.7, max_detections=2))
+    assert values.tolist() == pytest.approx([0.8, 0.5])
+
+
+def test_boxes_that_were_clipped_to_nothing_are_no_detections() -> None:
+    scores, boxes = torch.tensor([[0.0, 1.0]]), torch.tensor([[[0.0, 0, 0, 0], [5.0, 5, 5, 9]]])
+    assert len(postprocess(scores, boxes, DetectionSpec())[0]) == 0
+    assert len(postprocess(torch.zeros(0, 3), torch.zeros(0, 3, 4), DetectionSpec())[0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((500, 375), (800, 600)), ((1000, 300), (1000, 300)), ((2000, 1000), (1000, 500))]
+)
+def test_the_shortest_side_is_600_unless_the_longest_would_pass_1000(
+    size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    image = resize(np.zeros((size[1], size[0], 3), np.uint8), ImageSpec(shortest=600, longest=1000))
+    assert image.shape == (expected[1], expected[0], 3)
+
+
+def test_a_picture_one_pixel_high_survives_resizing() -> None:
+    assert resize(np.zeros((1, 3000, 3), np.uint8), ImageSpec()).shape == (1, 1000, 3)
+
+
+def test_boxes_follow_the_picture_when_it_is_resized_and_mirrored(shapes: Path) -> None:
+    dataset, proposals = open_shapes(shapes, "train")
+    record = dataset.records[0]
+    spec = ImageSpec(shortest=144, longest=192)
+    plain, mirrored = (make_sample(record, proposals[record.id], spec, flip=flip) for flip in (False, True))
+    assert plain.image.shape == (3, 144, 192)
+    assert torch.equal(mirrored.image, plain.image.flip(2))
+    assert plain.target["boxes"].numpy() == pytest.approx(record.boxes * 2)
+    assert plain.proposals.numpy() == pytest.approx(proposals[record.id] * 2)
+    assert torch.equal(mirrored.target["boxes"], mirror(plain.target["boxes"], 192))
+    torch.testing.assert_close(mirror(mirror(plain.proposals, 192), 192), plain.proposals)
+    # What a box holds is the same object: the darkest-to-brightest spread inside it mirrors with it.
+    x1, y1, x2, y2 = plain.target["boxes"][0].round().int().tolist()
+    a, b, c, d = mirrored.target["boxes"][0].round().int().tolist()
+    assert torch.equal(mirrored.image[:, b:d, a:c], plain.image[:, y1:y2, x1:x2].flip(2))
+
+
+def test_detections_are_in_pixels_of_the_original(shapes: Path) -> None:
+    images = AnnotatedImages(*open_shapes(shapes, "test"))
+    recipe = small_recipe()
+    detector = new_detector(recipe, images)
+    spec = DetectionSpec(score_threshold=0.0, nms_iou=1.0, max_detections=0)
+    found = detect(
+        detector, images.dataset.records, images.proposals, ImageSpec(shortest=216, longest=288), spec, workers=0
+    )
+    for record in images.dataset.records:
+        one = found[record.id]
+        assert len(one.boxes) == 3 * len(images.proposals[record.id])
+        # An untrained box predictor hardly moves its proposals.
+        nearest = np.abs(one.boxes[:, None] - images.proposals[record.id][None]).max(axis=2).min(axis=1)
+        assert nearest.max() < 2
+    assert detector.training
+
+
+def test_scoring_all_rois_of_images_is_the_ranking_without_dropout(shapes: Path) -> None:
+    images = AnnotatedImages(*open_shapes(shapes, "test"))
+    recipe = small_recipe("detector.head.dropout=0.5")
+    detector = new_detector(recipe, images)
+    scored = list(score_images(detector, recipe.detector, images.dataset.records, images.proposals, workers=0))
+    for image, record in zip(scored, images.dataset.records, strict=True):
+        assert image.rois.boxes.shape == (len(images.proposals[record.id]) + len(record.boxes), 4)
+        assert image.rois.boxes[-len(record.boxes) :].numpy() == pytest.approx(record.boxes, abs=1e-3)
+        sample = make_sample(record, images.proposals[record.id], recipe.detector.image)
+        features = detector.eval().features([sample.image])
+        rois = [detector.label(sample.proposals, sample.target)]
+        torch.testing.assert_close(image.losses.total, detector.rank(features, rois, dropout=False)[0].total)
+    totals = torch.cat([image.losses.total for image in scored])
+    assert mean_loss(iter(scored)) == pytest.approx(float(totals.mean()), rel=1e-5)
+
+
+def test_ignored_rois_do_not_count_in_the_mean_loss(shapes: Path) -> None:
+    images = AnnotatedImages(*open_shapes(shapes, "test"))
+    recipe = small_recipe()
+    detector = new_detector(recipe, images)
+    old = images.dataset.records[0]
+    record = ImageRecord(**{**vars(old), "difficult": np.array([True, False])})
+    (scored,) = score_images(detector, recipe.detector, [record], images.proposals, workers=0)
+    counted = scored.rois.labels >= 0
+    assert 0 < int((~counted).sum()) < len(counted)
+    assert mean_loss(iter([scored])) == pytest.approx(float(scored.losses.total[counted].mean()), rel=1e-5)

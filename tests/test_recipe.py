@@ -1,0 +1,98 @@
+"""Recipes: typed, overridable field by field, written out whole, and refused when anything is not known."""
+
+from pathlib import Path
+
+import pytest
+
+from ohem.errors import OhemError
+from ohem.recipes.recipe import Recipe, ScheduleSpec, built_in_recipes, dump_recipe, load_recipe
+from ohem.samplers import AllSampler, HardSampler, RandomSampler
+
+
+@pytest.mark.parametrize("name", built_in_recipes())
+def test_a_built_in_recipe_is_whole_and_comes_back_from_its_own_text(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    (tmp_path / "copy.yaml").write_text(dump_recipe(recipe))
+    assert load_recipe(str(tmp_path / "copy.yaml")) == recipe
+
+
+def test_the_paper_s_recipes_have_the_paper_s_numbers() -> None:
+    for name, pool_size, fc in (("vgg16", 7, (4096, 4096)), ("vgg_cnn_m_1024", 6, (4096, 1024))):
+        recipe = load_recipe(name)
+        assert recipe.sampler == HardSampler(rois_per_image=64, nms_iou=0.7)
+        assert recipe.images_per_step * recipe.sampler.rois_per_image == 128
+        assert (recipe.iterations, recipe.schedule.step_every, recipe.schedule.gamma) == (80_000, 30_000, 0.1)
+        optimizer = recipe.optimizer
+        assert (optimizer.kind, optimizer.lr, optimizer.momentum, optimizer.weight_decay) == ("sgd", 1e-3, 0.9, 5e-4)
+        detector = recipe.detector
+        assert (detector.image.shortest, detector.image.longest) == (600, 1000)
+        assert (detector.head.pool, detector.head.pool_size, detector.head.fc) == ("max", pool_size, fc)
+        assert (detector.head.dropout, detector.fg_iou, detector.detection.nms_iou) == (0.5, 0.5, 0.3)
+        assert not detector.ignore
+    assert load_recipe("vgg16", ["sampler=random"]).sampler == RandomSampler(64, 0.25, 0.1)
+
+
+def test_samplers_are_three_values_of_one_setting() -> None:
+    assert load_recipe("lite0", ["sampler=hard"]).sampler == HardSampler()
+    assert load_recipe("lite0", ["sampler=random"]).sampler == RandomSampler()
+    assert load_recipe("lite0", ["sampler=all"]).sampler == AllSampler()
+    assert load_recipe("lite0", ["sampler={kind: random, bg_lo: 0.0}"]).sampler == RandomSampler(bg_lo=0.0)
+    assert load_recipe("lite0", ["sampler=hard", "sampler.nms_iou=null"]).sampler == HardSampler(nms_iou=None)
+
+
+def test_every_field_can_be_set_on_the_command_line() -> None:
+    recipe = load_recipe(
+        "lite0", ["optimizer.lr=0.5", "detector.head.fc=[8, 8]", "data.classes=[a, b]", "seed=3", "accumulate=true"]
+    )
+    assert (recipe.optimizer.lr, recipe.detector.head.fc, recipe.data.classes) == (0.5, (8, 8), ("a", "b"))
+    assert (recipe.seed, recipe.accumulate) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "lines"),
+    [
+        (["iteration=5"], ["lite0: iteration: found an unknown field (did you mean iterations?); allowed: detector, "]),
+        (["detector.head.fcs=[8]"], ["lite0: detector.head.fcs: found an unknown field (did you mean fc?); allowed: pool, "]),
+        (["iterations=0"], ["lite0: iterations: found 0; allowed: greater than 0"]),
+        (["iterations=many", "seed=-1"], ["lite0: iterations: found 'many'; ", "lite0: seed: found -1; "]),
+        (["detector.head.pool=mean"], ["lite0: detector.head.pool: found 'mean'; allowed: 'max' or 'align'"]),
+        (["sampler=hard", "sampler.cap=batch", "accumulate=true"], ["lite0: accumulate: found true; allowed with"]),
+        (["sampler=5"], ["lite0: sampler.kind: found None; allowed: hard, random, all"]),
+        (["seed.x=1"], ["seed.x: found a field inside seed"]),
+        (["optimizer.lr=[1"], ["optimizer.lr: found '[1'; allowed: a YAML value"]),
+    ],
+)  # fmt: skip
+def test_what_is_not_allowed_is_said_in_one_line_each(overrides: list[str], lines: list[str]) -> None:
+    base = ["seed=0"] if overrides != ["seed.x=1"] else ["seed=4"]
+    with pytest.raises(OhemError) as caught:
+        load_recipe("lite0", [*base, *overrides])
+    told = str(caught.value).splitlines()
+    assert len(told) == len(lines)
+    for line, start in zip(told, lines, strict=True):
+        assert line.startswith(start)
+
+
+@pytest.mark.parametrize("text", ["- a list", "a: [", "a: !!python/object/apply:os.system ['true']"])
+def test_a_file_that_is_no_recipe_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(OhemError, match=r"bad\.yaml: found "):
+        load_recipe(str(tmp_path / "bad.yaml"))
+
+
+def test_the_step_schedule_is_the_paper_s() -> None:
+    schedule = ScheduleSpec(kind="step", step_every=30_000, gamma=0.1)
+    factors = [schedule.factor(i, 80_000) for i in (0, 29_999, 30_000, 59_999, 60_000, 79_999)]
+    assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_warm_up_rises_from_a_tenth_and_cosine_falls_to_nothing() -> None:
+    schedule = ScheduleSpec(kind="cosine", warmup=10)
+    assert schedule.factor(0, 1000) == pytest.approx(0.1)
+    assert schedule.factor(10, 1000) == pytest.approx(1, abs=1e-3)
+    assert schedule.factor(500, 1000) == pytest.approx(0.5)
+    assert schedule.factor(999, 1000) < 1e-5
+
+
+def test_a_recipe_does_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Recipe().seed = 1  # type: ignore[misc]

@@ -75,7 +75,7 @@ def saved(tmp_path):
 @pytest.mark.parametrize("name", ["resnet18", "vgg_cnn_m_1024", "tf_efficientnet_lite0"])
 @pytest.mark.parametrize("empirical", [False, True])
 def test_a_saved_detector_predicts_the_same(tmp_path, name, empirical):
-    """Also when its deltas were normalised by statistics of its own, which are folded into the file."""
+    """Also when its deltas were normalised by statistics of its own, which are folded into the layer in the file."""
     detector = new_detector(spec_of(name))
     if empirical:
         detector.delta_mean.copy_(random_stats().mean)
@@ -254,7 +254,7 @@ def test_damaged_metadata(saved, changes):
 
 
 def test_another_number_of_classes_than_tensors(saved):
-    assert "head.cls_score.weight" in refused(rewrite(saved, classes=["cat"]))
+    assert "found size mismatch for delta_mean" in refused(rewrite(saved, classes=["cat"]))
 
 
 def test_a_missing_and_an_extra_tensor(saved):
@@ -287,7 +287,7 @@ class Bomb:
         return open, (str(self.path), "w")
 
 
-@pytest.mark.parametrize("write", [torch.save, lambda bomb, path: path.write_bytes(pickle.dumps(bomb))])
+@pytest.mark.parametrize("write", [torch.save, lambda bomb, path: path.write_bytes(pickle.dumps(bomb, 2))])
 @pytest.mark.parametrize("name", ["w.pth", "w.pt", "w.bin", "w.safetensors"])
 def test_no_pickle_is_executed(tmp_path, write, name):
     marker = tmp_path / "executed"
@@ -313,7 +313,7 @@ def test_nor_from_torchs_cache_of_downloads(tmp_path, monkeypatch):
     torch.save({"features.0.weight": Bomb(tmp_path / "executed")}, cache / "vgg16-397923af.pth")
     with torch.device("meta"):
         detector = build_detector(spec_of("vgg16"), 2)
-    with pytest.raises((OhemError, pickle.UnpicklingError)):
+    with pytest.raises(OhemError, match="could not load VGG16"):
         load_pretrained(detector, BackboneSpec(name="vgg16"))
     assert not (tmp_path / "executed").exists()
 
@@ -402,7 +402,7 @@ def test_without_a_network_the_way_out_is_named(tmp_path, monkeypatch, vgg16):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for name in ("https_proxy", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
-    with pytest.raises(OhemError, match=r"could not download VGG16's .* name a local copy of vgg16-397923af\.pth"):
+    with pytest.raises(OhemError, match=r"could not load VGG16's .* name a local copy of vgg16-397923af\.pth"):
         load_pretrained(vgg16, BackboneSpec(name="vgg16", weights="imagenet"))
 
 

@@ -274,7 +274,8 @@ def demo(
 
     Example: [cyan]ohem demo[/cyan]
     """
-    from ohem.demo import HEADER, run_demo
+    from ohem.comparison import HEADER
+    from ohem.demo import run_demo
 
     with Console() as console:
         arms = run_demo(out, iterations=iterations, seed=seed, reporter=console)

@@ -3,19 +3,16 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
+from ohem.comparison import HEADER, Arm, draw_curves, draw_detections, draw_hardest, draw_precision_recall
 from ohem.data.builtin import make_builtin
-from ohem.data.dataset import DetectionDataset, Detections, ImageId, Proposals
+from ohem.data.dataset import DetectionDataset, Proposals
 from ohem.data.sources import load_dataset
 from ohem.errors import OhemError
-from ohem.evaluation.voc import VocResult, evaluate_voc
+from ohem.evaluation.voc import evaluate_voc
 from ohem.files import write_atomically
-from ohem.mining import ScoredImage, mean_loss, score_images
+from ohem.mining import mean_loss, score_images
 from ohem.models.weights import load_detector
 from ohem.proposals.cache import ProposalCache, ProposalSetting, make_proposals
 from ohem.training.run import Run
@@ -24,40 +21,6 @@ from ohem.workflow import Reporter, run_detector
 ARMS = {"random": "heuristic sampler", "hard": "OHEM"}
 EARLY = 50
 SHOWN_IMAGES = 4
-
-
-@dataclass(frozen=True, eq=False)
-class Arm:
-    """One of the two trainings, measured.
-
-    Attributes:
-        name: for people.
-        log: records of the training log.
-        voc: average precision on the test images.
-        detections: on the test images.
-        loss_train: mean loss over all RoIs of the training images, after training.
-        loss_test: the same of the test images.
-        hardest: some training images with the losses of all their RoIs, early and late in training.
-    """
-
-    name: str
-    log: list[dict[str, Any]]
-    voc: VocResult
-    detections: dict[ImageId, Detections]
-    loss_train: float
-    loss_test: float
-    hardest: tuple[list[ScoredImage], list[ScoredImage]]
-
-    def row(self) -> tuple[str, ...]:
-        """Name, mAP, mean losses, seconds a step, peak memory."""
-        train = [record for record in self.log if record["kind"] == "train"]
-        seconds = float(np.median([sum(record["seconds"].values()) for record in train]))
-        memory = max(record["peak_memory_mb"] for record in train)
-        losses = f"{self.loss_train:.3f}", f"{self.loss_test:.3f}"
-        return self.name, f"{100 * self.voc.mean_ap:.1f}", *losses, f"{seconds:.2f}", f"{memory:.0f}"
-
-
-HEADER = ("", "test mAP, %", "loss, train", "loss, test", "s/step", "peak MB")
 
 
 def run_demo(
@@ -77,8 +40,6 @@ def run_demo(
     Raises:
         OhemError: the extra ``ohem[demo]`` is missing, or the folder holds a demo with other settings.
     """
-    from ohem.figures import draw_curves, draw_detections, draw_hardest, draw_precision_recall
-
     data = make_builtin(folder / "data", train_images=images[0], test_images=images[1])
     train_set, test_set = load_dataset([f"{data}@train"]), load_dataset([f"{data}@test"])
     cache = folder / "proposals.sqlite"

@@ -104,10 +104,10 @@ def _download_vgg16() -> dict[str, Tensor]:
     try:
         weights = torchvision.models.VGG16_Weights.IMAGENET1K_V1
         return dict(weights.get_state_dict(progress=True, check_hash=True, weights_only=True))
-    except OSError as error:
+    except Exception as error:
         raise OhemError(
-            f"detector.backbone.weights: torchvision could not download VGG16's ImageNet weights ({error});"
-            " without a network, name a local copy of vgg16-397923af.pth"
+            "detector.backbone.weights: torchvision could not load VGG16's ImageNet weights"
+            f" ({type(error).__name__}); without a network, name a local copy of vgg16-397923af.pth"
         ) from error
 
 

@@ -1,27 +1,58 @@
-"""The demo's pictures. Needs the extra ``ohem[demo]``."""
+"""Trainings side by side: the table and the pictures. The pictures need the extra ``ohem[demo]``."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from ohem.data.dataset import DetectionDataset, ImageRecord
+from ohem.data.dataset import DetectionDataset, Detections, ImageId, ImageRecord
 from ohem.data.images import read_image
 from ohem.errors import OhemError
+from ohem.evaluation.voc import VocResult
 from ohem.files import atomic_writer
 from ohem.mining import ScoredImage
 from ohem.pictures import class_colour, draw_boxes
 from ohem.samplers import hard_examples
 
-if TYPE_CHECKING:
-    from ohem.demo import Arm
-
+HEADER = ("", "test mAP, %", "loss, train", "loss, test", "s/step", "peak MB")
 COLOURS = ("#8a8f98", "#d1495b")
 HARDEST = 12
 
 
-def draw_curves(arms: Sequence["Arm"], path: Path) -> None:
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """One training, measured.
+
+    Attributes:
+        name: for people.
+        log: records of the training log.
+        voc: average precision on the test images.
+        detections: on the test images.
+        loss_train: mean loss over all RoIs of the training images, after training.
+        loss_test: the same of the test images.
+        hardest: some training images with the losses of all their RoIs, early and late in training.
+    """
+
+    name: str
+    log: list[dict[str, Any]]
+    voc: VocResult
+    detections: dict[ImageId, Detections]
+    loss_train: float
+    loss_test: float
+    hardest: tuple[list[ScoredImage], list[ScoredImage]]
+
+    def row(self) -> tuple[str, ...]:
+        """Name, mAP, mean losses, seconds a step, peak memory."""
+        train = [record for record in self.log if record["kind"] == "train"]
+        seconds = float(np.median([sum(record["seconds"].values()) for record in train]))
+        memory = max(record["peak_memory_mb"] for record in train)
+        losses = f"{self.loss_train:.3f}", f"{self.loss_test:.3f}"
+        return self.name, f"{100 * self.voc.mean_ap:.1f}", *losses, f"{seconds:.2f}", f"{memory:.0f}"
+
+
+def draw_curves(arms: Sequence[Arm], path: Path) -> None:
     """Loss over the selected and over all RoIs, and the share of foreground, over the iterations."""
     figure, axes = _axes(1, 3, (13, 3.8))
     panels = (
@@ -41,7 +72,7 @@ def draw_curves(arms: Sequence["Arm"], path: Path) -> None:
     _save(figure, path)
 
 
-def draw_precision_recall(arms: Sequence["Arm"], path: Path) -> None:
+def draw_precision_recall(arms: Sequence[Arm], path: Path) -> None:
     """A panel for each class, both arms in it."""
     classes = arms[0].voc.classes
     columns = min(5, len(classes))
@@ -61,7 +92,7 @@ def draw_precision_recall(arms: Sequence["Arm"], path: Path) -> None:
     _save(figure, path)
 
 
-def draw_detections(arms: Sequence["Arm"], dataset: DetectionDataset, path: Path, threshold: float = 0.5) -> None:
+def draw_detections(arms: Sequence[Arm], dataset: DetectionDataset, path: Path, threshold: float = 0.5) -> None:
     """Annotated objects and both arms' detections on some test images."""
     records = [record for record in dataset.records if len(record.boxes)][:4]
     figure, axes = _axes(len(records), 1 + len(arms), (4.2 * (1 + len(arms)), 3.2 * len(records)))
@@ -77,7 +108,7 @@ def draw_detections(arms: Sequence["Arm"], dataset: DetectionDataset, path: Path
     _save(figure, path)
 
 
-def draw_hardest(arms: Sequence["Arm"], classes: Sequence[str], path: Path) -> None:
+def draw_hardest(arms: Sequence[Arm], classes: Sequence[str], path: Path) -> None:
     """The hardest RoIs of some training images, early and late in training; captions: true label and loss."""
     count = len(arms[0].hardest[0])
     figure, axes = _axes(count, 2 * len(arms), (3.9 * 2 * len(arms), 3.1 * count))

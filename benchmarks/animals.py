@@ -83,12 +83,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", choices=("hard", "random"), help="run one arm; two processes may share the machine")
     parser.add_argument("--runs", type=Path, default=Path("runs/animals"))
     arguments = parser.parse_args()
     results = []
     with Console() as console:
         for seed in range(arguments.seeds):
-            for sampler in ("hard", "random"):
+            for sampler in [arguments.only] if arguments.only else ("hard", "random"):
                 file = RESULTS / f"{sampler}-{seed}.json"
                 if not file.exists():
                     train(arguments.data, sampler, seed, arguments.runs / f"{sampler}-{seed}", console)
@@ -96,7 +97,8 @@ def main() -> None:
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.write_text(json.dumps(result, indent=1) + "\n")
                 results.append(json.loads(file.read_text()))
-    summarise(results)
+    if not arguments.only:
+        summarise(results)
 
 
 if __name__ == "__main__":

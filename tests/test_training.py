@@ -166,10 +166,11 @@ def test_fine_tuning_starts_from_another_run(shapes: Path, tmp_path: Path) -> No
     recipe = small_recipe("iterations=2")
     first = start(tmp_path / "first", recipe, images)
     train(first, recipe, new_detector(recipe, images), images, workers=0)
-    again = recipe.model_copy(update={"init_from": first.weights_file})
-    started, trained = new_detector(again, images).state_dict(), load_detector(first.weights_file)[0].state_dict()
-    for name, tensor in trained.items():
-        torch.testing.assert_close(started[name], tensor)
+    trained = load_detector(first.weights_file)[0].state_dict()
+    for source in (first.folder, first.weights_file):
+        started = new_detector(recipe.model_copy(update={"init_from": source}), images).state_dict()
+        for name, tensor in trained.items():
+            torch.testing.assert_close(started[name], tensor)
 
 
 def test_empirical_delta_statistics_reach_the_detector(shapes: Path) -> None:

@@ -18,7 +18,8 @@ from ohem.data.images import image_size, read_image
 from ohem.errors import DataError, Fault, OhemError
 from ohem.files import atomic_writer, write_atomically
 from ohem.models.weights import load_detector
-from ohem.workflow import SILENT, Reporter, Weights, find_weights, free_folder, open_proposals, run_detector
+from ohem.training.run import Weights, find_weights
+from ohem.workflow import SILENT, Reporter, free_folder, open_proposals, run_detector
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 

@@ -26,11 +26,8 @@ from ohem.proposals.imports import load_proposals, validate_proposals
 from ohem.recipes.recipe import DataSpec, Recipe
 from ohem.training.loop import AnnotatedImages, Observer, new_detector
 from ohem.training.loop import train as train_loop
-from ohem.training.run import Run, Sources, fingerprint, next_folder
+from ohem.training.run import Run, Sources, Weights, find_weights, fingerprint, next_folder
 from ohem.training.tensorboard import tensorboard_observer
-
-Weights = Literal["best", "last"]
-"""Which weights of a run: the best on its validation split, where it had one, or those after the last step."""
 
 
 class Reporter(Protocol):
@@ -310,24 +307,6 @@ def evaluate(
     }
     write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return result
-
-
-def find_weights(source: Path, which: Weights) -> Path:
-    """The weights file that a run's folder, or the name of a file, means.
-
-    Raises:
-        OhemError: there is none (yet).
-    """
-    if not source.is_dir():
-        return source
-    run = Run.open(source)
-    if which == "best" and run.best_file.is_file():
-        return run.best_file
-    if not run.weights_file.is_file():
-        raise OhemError(
-            f"{source}: found no {run.weights_file.name}; allowed: a finished run (ohem train --resume {source})"
-        )
-    return run.weights_file
 
 
 def run_detector(

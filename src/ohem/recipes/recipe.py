@@ -150,7 +150,7 @@ class Recipe(Spec):
         accumulate: run the N images one after the other and add up their gradients, as the paper does for VGG16, for
             less memory; False runs them in one forward pass.
         seed: all randomness follows from it.
-        init_from: start from another run's weights file; classes are matched by name.
+        init_from: start from another run (its folder, or a weights file); classes are matched by name.
         log_every: iterations.
         all_rois_every: iterations after which a sampler that does not rank has the loss over all RoIs measured.
         checkpoint_every: iterations.

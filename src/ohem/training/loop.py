@@ -25,7 +25,7 @@ from ohem.recipes.recipe import Recipe
 from ohem.rois import label_rois
 from ohem.training.checkpoint import load_checkpoint, save_checkpoint, stream_seed
 from ohem.training.optimizer import build_optimizer, clip, set_lr
-from ohem.training.run import Run
+from ohem.training.run import Run, find_weights
 
 Observer = Callable[[Mapping[str, Any]], None]
 """Called with every log record as it is written; its ``kind`` is ``train``, ``validation`` or ``step`` (not logged)."""
@@ -145,7 +145,7 @@ def new_detector(recipe: Recipe, images: AnnotatedImages) -> FastRCNN:
         detector.delta_mean.copy_(stats.mean)
         detector.delta_std.copy_(stats.std)
     if recipe.init_from is not None:
-        start_from(detector, classes, recipe.init_from)
+        start_from(detector, classes, find_weights(recipe.init_from, "best"))
     detector.sampler = recipe.sampler
     detector.loss_over = "batch" if getattr(recipe.sampler, "cap", "image") == "batch" else "image"
     return detector

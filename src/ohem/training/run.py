@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from ohem.files import write_atomically
 from ohem.recipes.recipe import Recipe, dump_recipe, load_recipe
 
 FORMAT = 1
+
+Weights = Literal["best", "last"]
+"""Which weights of a run: the best on its validation split, where it had one, or those after the last step."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,24 @@ class Run:
         """Drop log records later than ``iteration``; the resumed run writes them again."""
         kept = [json.dumps(record) + "\n" for record in self.log() if record["iteration"] <= iteration]
         write_atomically(self.log_file, "".join(kept))
+
+
+def find_weights(source: Path, which: Weights) -> Path:
+    """The weights file that a run's folder, or the name of a file, means.
+
+    Raises:
+        OhemError: there is none (yet).
+    """
+    if not source.is_dir():
+        return source
+    run = Run.open(source)
+    if which == "best" and run.best_file.is_file():
+        return run.best_file
+    if not run.weights_file.is_file():
+        raise OhemError(
+            f"{source}: found no {run.weights_file.name}; allowed: a finished run (ohem train --resume {source})"
+        )
+    return run.weights_file
 
 
 def next_folder(folder: Path) -> Path:

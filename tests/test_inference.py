@@ -1,5 +1,8 @@
 """From scores to detections, and the losses of all RoIs."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -115,3 +118,27 @@ def test_ignored_rois_do_not_count_in_the_mean_loss(shapes: Path) -> None:
     counted = scored.rois.labels >= 0
     assert 0 < int((~counted).sum()) < len(counted)
     assert mean_loss(iter([scored])) == pytest.approx(float(scored.losses.total[counted].mean()), rel=1e-5)
+
+
+def test_workers_start_after_opencv_has_used_its_threads(shapes: Path) -> None:
+    # In a child forked while OpenCV had a pool of threads, touching the pool waited for ever.
+    script = f"""
+import cv2, numpy as np
+cv2.setNumThreads(4)
+cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (31, 31), 5)
+from ohem.data.loading import Draw, Samples, load_batches
+from ohem.models.spec import ImageSpec
+from shapes import open_shapes
+import os
+import subprocess
+import sys
+from pathlib import Path
+dataset, proposals = open_shapes(Path({str(shapes)!r}), "train")
+samples = Samples(dataset.records, proposals, ImageSpec(shortest=720, longest=960))
+print(len(list(load_batches(samples, [[Draw(i)] for i in range(4)], workers=2))), cv2.getNumThreads())
+"""
+    where = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    told = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True, env=where
+    )
+    assert told.stdout.split() == ["4", "4"]

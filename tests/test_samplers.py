@@ -18,12 +18,12 @@ NO_SCORE = "this sampler does not look at losses"
 
 
 def iou_with(boxes, i):
-    """IoU of every box with box i, in the float32 arithmetic of the operator."""
+    """IoU of every box with box i, in the float32 arithmetic of the operator, which compares in double precision."""
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     width = np.minimum(boxes[:, 2], boxes[i, 2]) - np.maximum(boxes[:, 0], boxes[i, 0])
     height = np.minimum(boxes[:, 3], boxes[i, 3]) - np.maximum(boxes[:, 1], boxes[i, 1])
     common = np.maximum(width, np.float32(0)) * np.maximum(height, np.float32(0))
-    return common / (area[i] + area - common)
+    return (common / (area[i] + area - common)).astype(np.float64)
 
 
 def slow_hard_examples(boxes, losses, k, nms_iou, groups=None, fill=False):
@@ -39,7 +39,7 @@ def slow_hard_examples(boxes, losses, k, nms_iou, groups=None, fill=False):
             continue
         survivors.append(i)
         if nms_iou is not None:
-            for j in np.flatnonzero(iou_with(boxes, i).astype(np.float64) > nms_iou):
+            for j in np.flatnonzero(iou_with(boxes, i) > nms_iou):
                 removed[j] |= j != i and groups[j] == groups[i]
     return (survivors + dropped if fill else survivors)[:k]
 

@@ -54,7 +54,7 @@ def test_interrupted_training_ends_in_the_same_weights(
     assert train(whole, recipe, new_detector(recipe, images), images, workers=0)
 
     def interrupt(record: Mapping[str, Any]) -> None:
-        if record["kind"] == "step" and record["iteration"] == 6:
+        if record["kind"] == "progress" and record["done"] == 6:
             signal.raise_signal(signal.SIGINT)
 
     broken = start(tmp_path / "broken", recipe, images)

@@ -62,8 +62,8 @@ class Console:
 
     def record(self, record: Mapping[str, Any]) -> None:
         """A log record of training: a line for each window of the log and each validation."""
-        if record["kind"] == "step":
-            self.progress("training", record["iteration"], record["iterations"])
+        if record["kind"] == "progress":
+            self.progress(record["task"], record["done"], record["total"])
         elif record["kind"] == "train":
             all_rois = record["loss_all_rois"]
             seconds = record["seconds"]

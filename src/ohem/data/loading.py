@@ -16,6 +16,7 @@ from ohem.data.dataset import ImageId, ImageRecord, Proposals
 from ohem.data.images import read_image
 from ohem.errors import OhemError
 from ohem.models.spec import ImageSpec
+from ohem.threads import opencv_in_one_thread
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,12 @@ def load_batches(samples: Samples, batches: Sequence[Sequence[Draw]], workers: i
         worker_init_fn=_quiet_worker,
         generator=torch.Generator(),  # else it draws from torch's own stream, which belongs to dropout
     )
-    for batch in loader:
-        for sample in batch:
-            if isinstance(sample, OhemError):
-                raise sample
-        yield batch
+    with opencv_in_one_thread():
+        for batch in loader:
+            for sample in batch:
+                if isinstance(sample, OhemError):
+                    raise sample
+            yield batch
 
 
 def training_batches(count: int, per_step: int, steps: range, seed: int, flip: bool) -> list[list[Draw]]:
@@ -155,5 +157,3 @@ def _quiet_worker(_: int) -> None:
     # Ctrl-C reaches every process of the terminal: the main one finishes its step and needs its workers for that.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)

@@ -30,6 +30,7 @@ from ohem.data.images import read_image
 from ohem.data.rules import one_line
 from ohem.errors import DataError, Fault, OhemError
 from ohem.proposals.selective_search import Mode, selective_search
+from ohem.threads import opencv_in_one_thread
 
 _KIND, _FORMAT = "ohem proposals", "1"
 
@@ -214,7 +215,7 @@ def make_proposals(
         done = reused = len(records) - len(changed)
         tell = progress or (lambda _: None)
         tell(Progress(done, len(records)))
-        with _opencv_in_one_thread(), closing(_search(changed, known, setting, workers)) as results:
+        with opencv_in_one_thread(), closing(_search(changed, known, setting, workers)) as results:
             for finished in results:
                 images = list(_sound(finished, faults))
                 _save(connection, images)
@@ -316,17 +317,6 @@ def _is_current(path: Path, stamp: _Stamp | None) -> bool:
         return stamp is not None and _stamp(path).sha256 == stamp.sha256
     except DataError:
         return False
-
-
-@contextmanager
-def _opencv_in_one_thread() -> Iterator[None]:
-    """Every worker searches an image of its own; OpenCV's own threads would only be in their way."""
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(threads)
 
 
 def _open_for_writing(path: Path, setting: ProposalSetting) -> sqlite3.Connection:

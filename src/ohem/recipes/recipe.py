@@ -55,7 +55,7 @@ def _write_sampler(sampler: Sampler) -> dict[str, Any]:
     return {"kind": kind, **asdict(sampler)}  # type: ignore[call-overload]
 
 
-SamplerField = Annotated[Any, PlainValidator(_read_sampler), PlainSerializer(_write_sampler)]
+SamplerField = Annotated[Sampler, PlainValidator(_read_sampler), PlainSerializer(_write_sampler)]
 
 
 class DataSpec(Spec):

@@ -28,7 +28,8 @@ from ohem.training.optimizer import build_optimizer, clip, set_lr
 from ohem.training.run import Run, find_weights
 
 Observer = Callable[[Mapping[str, Any]], None]
-"""Called with every log record as it is written; its ``kind`` is ``train``, ``validation`` or ``step`` (not logged)."""
+"""Called with every log record as it is written, its ``kind`` ``train`` or ``validation``; and, not logged, with
+``{"kind": "progress", "task": ..., "done": ..., "total": ...}`` after every step and every validated image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,13 +108,13 @@ def train(
             done = iteration + 1
             finished = now(device)
             window.end_step(loaded - clock, finished - loaded)
-            observe({"kind": "step", "iteration": done, "iterations": recipe.iterations})
+            observe({"kind": "progress", "task": "training", "done": done, "total": recipe.iterations})
             if done % recipe.log_every == 0 or done == recipe.iterations:
                 _write(run, observe, {"kind": "train", "iteration": done, "lr": lr, **window.close(device)})
             if validation and (
                 done == recipe.iterations or (recipe.evaluation.every and done % recipe.evaluation.every == 0)
             ):
-                value = measure(detector, recipe, validation, workers)
+                value = measure(detector, recipe, validation, workers, observe)
                 _write(run, observe, {"kind": "validation", "iteration": done, recipe.evaluation.metric: value})
                 if best is None or value > best:
                     best = value
@@ -199,7 +200,13 @@ def monitor(step: TrainingStep) -> list[Tensor]:
         return [losses.total for losses in step.score()]
 
 
-def measure(detector: FastRCNN, recipe: Recipe, images: AnnotatedImages, workers: int) -> float:
+def measure(
+    detector: FastRCNN,
+    recipe: Recipe,
+    images: AnnotatedImages,
+    workers: int,
+    observe: Observer = lambda record: None,
+) -> float:
     """The recipe's metric on a data set, in [0, 1]."""
     spec = recipe.detector
     found = detect(
@@ -210,6 +217,7 @@ def measure(detector: FastRCNN, recipe: Recipe, images: AnnotatedImages, workers
         spec.detection,
         max_proposals=spec.proposals.max_per_image,
         workers=workers,
+        progress=lambda d, n: observe({"kind": "progress", "task": "validating", "done": d, "total": n}),
     )
     metric = recipe.evaluation.metric
     if metric == "coco":

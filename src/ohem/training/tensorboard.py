@@ -23,7 +23,7 @@ def tensorboard_observer(folder: Path) -> Observer:
     writer = SummaryWriter(str(folder))
 
     def observe(record: Mapping[str, Any]) -> None:
-        if record["kind"] == "step":
+        if record["kind"] == "progress":
             return
         for name, value in record.items():
             parts = value.items() if isinstance(value, dict) else [("", value)]

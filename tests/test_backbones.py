@@ -15,8 +15,9 @@ from torchvision.transforms.functional import normalize
 
 from ohem.errors import OhemError
 from ohem.models.backbones import CAFFE, TORCHVISION, VGG16, VGGCNNM1024, Preprocessing, TimmBackbone, build_backbone
+from ohem.models.pretrained import lite0_imagenet, load_pretrained
 from ohem.models.spec import BackboneSpec, DetectorSpec, HeadSpec
-from ohem.models.weights import build_detector, lite0_imagenet, load_pretrained
+from ohem.models.weights import build_detector
 
 
 def spec_of(name, head=None, **settings):
@@ -299,9 +300,6 @@ def test_what_does_not_fit_is_refused_in_one_line(settings, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="accepted: timm gives maps from fine to coarse, so stride and scales are mixed up"
-)
 @pytest.mark.parametrize("strides", [(32, 16), (16, 16)])
 def test_strides_go_from_fine_to_coarse_each_once(strides):
     with pytest.raises(OhemError, match="strides"):

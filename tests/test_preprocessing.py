@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 
 from ohem.errors import OhemError
 from ohem.models.backbones import CAFFE, TORCHVISION
+from ohem.models.pretrained import load_pretrained
 from ohem.models.spec import BackboneSpec, DetectorSpec, HeadSpec
-from ohem.models.weights import build_detector, load_detector, load_pretrained, save_detector
+from ohem.models.weights import build_detector, load_detector, save_detector
 
 SMALL = HeadSpec(pool_size=6, fc=(8,), channels=4)
 

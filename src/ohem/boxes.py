@@ -73,7 +73,7 @@ class DeltaStats:
             examples: per image, raw deltas (F, 4) and labels (F,) of its foreground RoIs.
 
         Returns:
-            The statistics; a class with fewer than two RoIs keeps :meth:`fixed`.
+            The statistics; a class with fewer than two RoIs, or without spread in a coordinate, keeps :meth:`fixed`.
         """
         count = torch.zeros(num_classes + 1, 1, dtype=torch.float64)
         total = torch.zeros(num_classes + 1, 4, dtype=torch.float64)

@@ -110,6 +110,9 @@ class HardSampler:
     dropout: bool = True
     fill: bool = False
 
+    def __post_init__(self) -> None:
+        _require_positive(self.rois_per_image)
+
     def __call__(self, rois: list[Rois], score: Score, rng: Generator) -> list[Tensor]:
         """The hardest RoIs of each image, hardest first; ``rng`` is not used."""
         losses = score(dropout=self.dropout)
@@ -144,7 +147,7 @@ class RandomSampler:
 
     Attributes:
         rois_per_image: B/N.
-        fg_fraction: at most this share is foreground; background fills the rest. None draws from all RoIs alike, the
+        fg_fraction: at most this share is foreground; background fills the rest. None draws from both alike, the
             ablation of section 3.1.
         bg_lo: background has IoU in [bg_lo, fg threshold).
     """
@@ -152,6 +155,9 @@ class RandomSampler:
     rois_per_image: int = 64
     fg_fraction: float | None = 0.25
     bg_lo: float = 0.1
+
+    def __post_init__(self) -> None:
+        _require_positive(self.rois_per_image)
 
     def __call__(self, rois: list[Rois], score: Score, rng: Generator) -> list[Tensor]:
         """A random choice for each image; ``score`` is not called."""
@@ -174,6 +180,11 @@ class AllSampler:
     def __call__(self, rois: list[Rois], score: Score, rng: Generator) -> list[Tensor]:
         """All RoIs that are not ignored; neither ``score`` nor ``rng`` is used."""
         return [(image.labels >= 0).nonzero().squeeze(1) for image in rois]
+
+
+def _require_positive(rois_per_image: int) -> None:
+    if rois_per_image < 1:
+        raise ValueError(f"rois_per_image: found {rois_per_image}; allowed: 1 or more")
 
 
 def _choose(indices: Tensor, k: int, rng: Generator) -> Tensor:

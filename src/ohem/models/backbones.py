@@ -81,10 +81,14 @@ class VGG16(Backbone):
 
     def __init__(self, preprocessing: Preprocessing = TORCHVISION) -> None:
         super().__init__(512, 16, preprocessing)
-        self.features = torchvision.models.vgg16(weights=None).features[:-1]
+        # Not vgg16() itself: its classifier is most of its weights, and would be thrown away.
+        self.features = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"])[:-1]
         for layer in self.features:
             if isinstance(layer, nn.MaxPool2d):
                 layer.ceil_mode = True
+            elif isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(cast(Tensor, layer.bias))
 
     def maps(self, images: Tensor) -> Tensor:
         """See :meth:`Backbone.maps`."""
@@ -148,6 +152,8 @@ class TimmBackbone(Backbone):
         reductions = probe.feature_info.reduction()
         if absent := [stride for stride in strides if stride not in reductions]:
             raise OhemError(f"detector.backbone.strides: found {absent}; allowed for {name}: {sorted(set(reductions))}")
+        if list(strides) != sorted(set(strides)):
+            raise OhemError(f"detector.backbone.strides: found {list(strides)}; allowed: each once, the finest first")
         if scales is not None and len(scales) != len(strides):
             raise OhemError(f"detector.backbone.scales: found {len(scales)} scales; allowed: one for each of {strides}")
         levels = tuple(len(reductions) - 1 - reductions[::-1].index(stride) for stride in strides)
@@ -158,6 +164,13 @@ class TimmBackbone(Backbone):
             strides[0],
             Preprocessing(tuple(default["mean"]), tuple(default["std"])),
         )
+        try:
+            body(torch.zeros(1, 3, 64, 96))
+        except Exception as error:
+            raise OhemError(
+                f"detector.backbone.name: found {name!r}, which does not take images of any size; allowed: a"
+                " convolutional network"
+            ) from error
         self.body = body
         self.scales = tuple(scales or [1.0] * len(strides))
 

@@ -101,7 +101,8 @@ class DetectorSpec(Spec):
         delta_stats: normalisation of box deltas: ``fixed`` (0.1, 0.1, 0.2, 0.2) or ``empirical`` (per class, over the
             training set, as the authors' code does).
         smooth_l1_beta: 1 in the authors' code.
-        ranking_chunk: RoIs scored at once by the read-only pass; its memory grows with this, not with R.
+        ranking_chunk: RoIs scored at once by the read-only pass, and in detection; memory grows
+            with this, not with R.
     """
 
     backbone: BackboneSpec = BackboneSpec()

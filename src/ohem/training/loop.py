@@ -20,7 +20,8 @@ from ohem.evaluation.voc import evaluate_voc
 from ohem.inference import detect
 from ohem.losses import NonFiniteLossError
 from ohem.models.fast_rcnn import FastRCNN, TrainingStep, now
-from ohem.models.weights import build_detector, load_pretrained, save_detector, start_from
+from ohem.models.pretrained import load_pretrained
+from ohem.models.weights import build_detector, save_detector, start_from
 from ohem.recipes.recipe import Recipe
 from ohem.rois import label_rois
 from ohem.training.checkpoint import load_checkpoint, save_checkpoint, stream_seed

@@ -136,6 +136,8 @@ def test_the_log_keeps_selected_and_all_rois_apart(shapes: Path, tmp_path: Path)
     train(run, random, new_detector(random, images), images, workers=0)
     # Measured in the steps 0 and 4, which fall into the first and the third window of two.
     assert [record["loss_all_rois"] is not None for record in run.log()] == [True, False, True]
+    assert [record["seconds"]["measuring"] > 0 for record in run.log()] == [True, False, True]
+    assert all(record["seconds"]["ranking"] == 0 for record in run.log())
 
 
 def test_measuring_all_rois_changes_nothing(shapes: Path, tmp_path: Path) -> None:

@@ -46,7 +46,8 @@ class Arm:
     def row(self) -> tuple[str, ...]:
         """Name, mAP, mean losses, seconds a step, peak memory."""
         train = [record for record in self.log if record["kind"] == "train"]
-        seconds = float(np.median([sum(record["seconds"].values()) for record in train]))
+        parts = ("data", "ranking", "training")
+        seconds = float(np.median([sum(record["seconds"][part] for part in parts) for record in train]))
         memory = max(record["peak_memory_mb"] for record in train)
         losses = f"{self.loss_train:.3f}", f"{self.loss_test:.3f}"
         return self.name, f"{100 * self.voc.mean_ap:.1f}", *losses, f"{seconds:.2f}", f"{memory:.0f}"

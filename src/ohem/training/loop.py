@@ -82,51 +82,49 @@ def train(
         start, best = load_checkpoint(run.checkpoint_file, detector, optimizer, sampler_rng)
     run.forget_after(start)
 
+    def write(record: dict[str, Any]) -> None:
+        run.append(record)
+        observe(record)
+
     samples = Samples(
         images.dataset.records, images.proposals, recipe.detector.image, recipe.detector.proposals.max_per_image
     )
     steps = range(start, recipe.iterations)
     order = stream_seed(recipe.seed, "order")
     plan = training_batches(len(samples), recipe.images_per_step, steps, order, recipe.data.flip)
-    window = LogWindow()
-    clock = now(device)
+    window = LogWindow(device)
     with stop_on_signals() as stopped:
         for iteration, batch in zip(steps, load_batches(samples, plan, workers), strict=True):
-            loaded = now(device)
             lr = set_lr(optimizer, recipe.schedule.factor(iteration, recipe.iterations))
+            window.start_step()
             optimizer.zero_grad(set_to_none=True)
             parts = [[sample] for sample in batch] if recipe.accumulate else [batch]
             for part in parts:
                 step = forward(detector, part, sampler_rng, device)
                 loss = torch.stack(list(step.losses.values())).sum() / len(parts)
                 torch.autograd.backward(loss)
-                window.add(step, 1 / len(parts))
-                if step.score.losses is None and iteration % recipe.all_rois_every == 0:
-                    window.add_all_rois(monitor(step))
+                window.add(step, 1 / len(parts), measure_all_rois=iteration % recipe.all_rois_every == 0)
             clip(detector, recipe.optimizer.clip_norm)
             optimizer.step()
+            window.end_step()
 
-            done = iteration + 1
-            finished = now(device)
-            window.end_step(loaded - clock, finished - loaded)
+            done, last = iteration + 1, iteration + 1 == recipe.iterations
             observe({"kind": "progress", "task": "training", "done": done, "total": recipe.iterations})
-            if done % recipe.log_every == 0 or done == recipe.iterations:
-                _write(run, observe, {"kind": "train", "iteration": done, "lr": lr, **window.close(device)})
-            if validation and (
-                done == recipe.iterations or (recipe.evaluation.every and done % recipe.evaluation.every == 0)
-            ):
+            if last or done % recipe.log_every == 0:
+                write({"kind": "train", "iteration": done, "lr": lr, **window.close()})
+            if validation and (last or _is_due(done, recipe.evaluation.every)):
                 value = measure(detector, recipe, validation, workers, observe)
-                _write(run, observe, {"kind": "validation", "iteration": done, recipe.evaluation.metric: value})
+                write({"kind": "validation", "iteration": done, recipe.evaluation.metric: value})
                 if best is None or value > best:
                     best = value
                     save_detector(run.best_file, detector, recipe.detector, images.dataset.classes)
-            if recipe.snapshot_every and done % recipe.snapshot_every == 0:
+            if _is_due(done, recipe.snapshot_every):
                 save_detector(run.snapshot_file(done), detector, recipe.detector, images.dataset.classes)
-            if done % recipe.checkpoint_every == 0 or done == recipe.iterations or stopped.is_set():
+            if last or stopped.is_set() or _is_due(done, recipe.checkpoint_every):
                 save_checkpoint(run.checkpoint_file, done, best, detector, optimizer, sampler_rng)
-            if stopped.is_set() and done < recipe.iterations:
+            if stopped.is_set() and not last:
                 return False
-            clock = now(device)
+            window.wait_for_data()
     save_detector(run.weights_file, detector, recipe.detector, images.dataset.classes)
     return True
 
@@ -195,12 +193,6 @@ def forward(detector: FastRCNN, batch: Sequence[Sample], rng: Generator, device:
         raise
 
 
-def monitor(step: TrainingStep) -> list[Tensor]:
-    """Losses of all RoIs for the log, where the sampler did not ask; random state is left as it was."""
-    with torch.random.fork_rng():
-        return [losses.total for losses in step.score()]
-
-
 def measure(
     detector: FastRCNN,
     recipe: Recipe,
@@ -229,19 +221,38 @@ def measure(
 class LogWindow:
     """Averages between two log records. The losses over the selected and over all RoIs are kept apart."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self._clear()
+        self.wait_for_data()
 
     def _clear(self) -> None:
         self.steps = 0
         self.losses: dict[str, float] = {}
-        self.seconds = {"data": 0.0, "ranking": 0.0, "training": 0.0}
-        self.ranking = 0.0
+        self.seconds = {"data": 0.0, "ranking": 0.0, "training": 0.0, "measuring": 0.0}
         self.selected = self.foreground = self.candidates = self.images = 0
         self.all_sum, self.all_count = 0.0, 0
 
-    def add(self, step: TrainingStep, weight: float) -> None:
-        """One forward pass."""
+    def wait_for_data(self) -> None:
+        """From now on time is spent on waiting for images."""
+        self.clock = now(self.device)
+
+    def start_step(self) -> None:
+        """The images are there."""
+        begin = now(self.device)
+        self.seconds["data"] += begin - self.clock
+        self.clock = begin
+        self.other = 0.0
+
+    def add(self, step: TrainingStep, weight: float, *, measure_all_rois: bool) -> None:
+        """One forward pass.
+
+        Args:
+            step: what came of it.
+            weight: its share in the step of the optimizer.
+            measure_all_rois: have the loss over all RoIs measured where the sampler did not ask for it. Random state
+                is left as it was, and the time is not counted as training.
+        """
         for name, value in step.losses.items():
             self.losses[name] = self.losses.get(name, 0.0) + weight * value.item()
         for rois, index in zip(step.rois, step.selected, strict=True):
@@ -249,24 +260,24 @@ class LogWindow:
             self.candidates += len(rois)
             self.selected += len(index)
             self.foreground += int((rois.labels[index] > 0).sum())
-        self.ranking += step.score.seconds
-        if step.score.losses is not None:
-            self.add_all_rois([losses.total for losses in step.score.losses])
+        kind = "ranking"
+        if step.score.losses is None and measure_all_rois:
+            kind = "measuring"
+            with torch.random.fork_rng():
+                step.score()
+        self.seconds[kind] += step.score.seconds
+        self.other += step.score.seconds
+        for rois, losses in zip(step.rois, step.score.losses or [], strict=False):
+            counted = rois.labels >= 0
+            self.all_sum += float(losses.total[counted].sum())
+            self.all_count += int(counted.sum())
 
-    def add_all_rois(self, totals: Sequence[Tensor]) -> None:
-        """Losses of all RoIs of some images."""
-        self.all_sum += sum(float(total.sum()) for total in totals)
-        self.all_count += sum(len(total) for total in totals)
-
-    def end_step(self, data: float, compute: float) -> None:
-        """Seconds of a step: waiting for data, and everything else."""
+    def end_step(self) -> None:
+        """The weights have changed."""
         self.steps += 1
-        self.seconds["data"] += data
-        self.seconds["ranking"] += self.ranking
-        self.seconds["training"] += compute - self.ranking
-        self.ranking = 0.0
+        self.seconds["training"] += now(self.device) - self.clock - self.other
 
-    def close(self, device: torch.device) -> dict[str, Any]:
+    def close(self) -> dict[str, Any]:
         """The averages a step since the last call. ``loss_all_rois`` is None where it was not measured."""
         record = {
             **{name: value / self.steps for name, value in self.losses.items()},
@@ -276,7 +287,7 @@ class LogWindow:
             "selected_per_image": self.selected / self.images,
             "candidates_per_image": self.candidates / self.images,
             "seconds": {name: value / self.steps for name, value in self.seconds.items()},
-            "peak_memory_mb": peak_memory_mb(device),
+            "peak_memory_mb": peak_memory_mb(self.device),
         }
         self._clear()
         return record
@@ -311,6 +322,5 @@ def stop_on_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _write(run: Run, observe: Observer, record: dict[str, Any]) -> None:
-    run.append(record)
-    observe(record)
+def _is_due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0

@@ -138,6 +138,27 @@ def test_corrupted_data_ends_with_one_line_a_fault_and_exit_code_2(
     assert contents(tmp_path / "data") == before
 
 
+def test_faults_of_annotations_and_pictures_are_told_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for make, name in ((make_voc, "voc"), (make_coco, "coco")):
+        make(tmp_path / name)
+        picture = next(path for path in sorted((tmp_path / name).rglob("*.jpg")))
+        picture.write_bytes(picture.read_bytes()[:400])
+    annotation = tmp_path / "voc/Annotations/000002.xml"
+    annotation.write_text(annotation.read_text().replace("<xmin>", "<xmin>9"))
+    file = next((tmp_path / "coco").glob("*.json"))
+    content = json.loads(file.read_text())
+    content["annotations"][0]["bbox"][2] = -5
+    file.write_text(json.dumps(content))
+    for name, annotated in (("voc", "000002.xml"), ("coco", file.name)):
+        assert ohem("check", tmp_path / name) == 2
+        complaint = capsys.readouterr().err.splitlines()
+        assert complaint[-1] == "2 faults"
+        assert annotated in complaint[0]
+        assert ".jpg" in complaint[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

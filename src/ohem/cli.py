@@ -73,13 +73,15 @@ def check(
 
     Example: [cyan]ohem check VOCdevkit/VOC2007@trainval[/cyan]
     """
-    from ohem.data.check import check_dataset, summary
+    from ohem.data.check import load_checked, summary
     from ohem.data.sources import load_dataset
 
-    console = Console()
-    dataset = load_dataset(data, _names(classes), other_classes=other_classes, bad_boxes=bad_boxes)
-    with console:
-        faults = check_dataset(dataset, progress=lambda d, n: console.progress("decoding images", d, n))
+    with Console() as console:
+        dataset = load_checked(
+            lambda: load_dataset(data, _names(classes), other_classes=other_classes, bad_boxes=bad_boxes),
+            decode=True,
+            progress=lambda done, total: console.progress("decoding images", done, total),
+        )
     found = summary(dataset)
     console.table(
         dataset.name,
@@ -96,8 +98,6 @@ def check(
     )
     for note in found.notes:
         console.say(note)
-    if faults:
-        raise DataError(faults)
     console.say("no faults")
 
 

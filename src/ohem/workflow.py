@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from ohem.data.check import check_dataset
+from ohem.data.check import load_checked
 from ohem.data.dataset import DetectionDataset, Detections, ImageId, ImageRecord, Proposals
 from ohem.data.sources import load_dataset
 from ohem.errors import DataError, OhemError
@@ -63,14 +63,15 @@ def open_dataset(sources: Sequence[str], spec: DataSpec, reporter: Reporter) -> 
     """Read and join data sets, and look at every image's header, before anything long begins.
 
     Raises:
-        DataError: with all faults of all annotations, or of all images.
+        DataError: with all faults of all annotations and images.
     """
-    dataset = load_dataset(sources, spec.classes, other_classes=spec.other_classes, bad_boxes=spec.bad_boxes)
+    dataset = load_checked(
+        lambda: load_dataset(sources, spec.classes, other_classes=spec.other_classes, bad_boxes=spec.bad_boxes),
+        decode=False,
+        progress=lambda done, total: reporter.progress("checking images", done, total),
+    )
     for note in dataset.notes:
         reporter.say(f"{dataset.name}: {note}")
-    faults = check_dataset(dataset, decode=False, progress=lambda d, n: reporter.progress("checking images", d, n))
-    if faults:
-        raise DataError(faults)
     return dataset
 
 

@@ -20,9 +20,11 @@ from ohem.data.images import MAX_PIXELS
 from ohem.data.rules import (
     BOX_ALLOWED,
     MAX_COORDINATE,
+    AnnotationError,
     BadBoxes,
     FittedBoxes,
     OtherClasses,
+    Picture,
     Report,
     box_notes,
     box_problem,
@@ -107,7 +109,8 @@ def read_coco(
     rows = rows[wanted]
     fitted = _fit(rows, images, bad_boxes, report)
     if faults:
-        raise DataError(faults)
+        sized = [image for image in images.values() if image.width and is_file(image.path)]
+        raise AnnotationError(faults, [Picture(image.path, image.width, image.height) for image in sized])
     return DetectionDataset(
         name=f"{json_path.resolve().parent.name}/{json_path.stem}",
         format="coco",

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ohem.errors import OhemError
+from ohem.errors import DataError, Fault, OhemError
 
 OtherClasses = Literal["error", "drop"]
 """What to do with objects whose class is not in the class list: report them, or leave them out and count them."""
@@ -34,6 +34,27 @@ CLASSES_ALLOWED = "at least one class name, each once"
 
 BOX_ALLOWED = "positive width and height, inside the picture to within 1 px (or bad_boxes: drop)"
 """What a fault of a box says."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image file, and the size in pixels that its annotations declare."""
+
+    path: Path
+    width: int
+    height: int
+
+
+class AnnotationError(DataError):
+    """Annotations with faults. What they say of the pictures can still be checked, for all faults to be told at once.
+
+    Attributes:
+        pictures: those that the annotations name and that are there.
+    """
+
+    def __init__(self, faults: Sequence[Fault], pictures: Sequence[Picture]) -> None:
+        super().__init__(faults)
+        self.pictures = tuple(pictures)
 
 
 def one_line(text: str, limit: int = 100) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ohem.data.coco import read_coco
 from ohem.data.dataset import DetectionDataset
-from ohem.data.rules import BadBoxes, OtherClasses, listed
+from ohem.data.rules import AnnotationError, BadBoxes, OtherClasses, Picture, listed
 from ohem.data.voc import label_voc, scan_voc, voc_class_list, voc_splits
 from ohem.errors import DataError, Fault, OhemError
 
@@ -77,13 +77,18 @@ def _all(readers: Iterable[Callable[[], DetectionDataset]]) -> list[DetectionDat
     """What the readers return, or the faults of all of them."""
     datasets: list[DetectionDataset] = []
     faults: list[Fault] = []
+    pictures: list[Picture] = []
     for read in readers:
         try:
             datasets.append(read())
+        except AnnotationError as error:
+            faults += error.faults
+            pictures += error.pictures
         except DataError as error:
             faults += error.faults
     if faults:
-        raise DataError(faults)
+        pictures += [Picture(r.path, r.width, r.height) for dataset in datasets for r in dataset.records]
+        raise AnnotationError(faults, pictures)
     return datasets
 
 

@@ -30,8 +30,10 @@ from ohem.data.rules import (
     BOX_ALLOWED,
     CLASSES_ALLOWED,
     MAX_COORDINATE,
+    AnnotationError,
     BadBoxes,
     OtherClasses,
+    Picture,
     Report,
     box_notes,
     box_problem,
@@ -119,6 +121,7 @@ class VocScan:
         images: those without a fault, in the order of the split.
         faults: everything found wrong so far.
         notes: what was left out, counted.
+        pictures: those of all images, with a fault or without, where they are there and their size is known.
     """
 
     root: Path
@@ -126,6 +129,7 @@ class VocScan:
     images: tuple[VocImage, ...]
     faults: tuple[Fault, ...]
     notes: tuple[str, ...]
+    pictures: tuple[Picture, ...]
 
     @cached_property
     def class_names(self) -> frozenset[str]:
@@ -215,7 +219,7 @@ def label_voc(scan: VocScan, classes: tuple[str, ...], *, other_classes: OtherCl
         for xml, item in strange:
             faults.append(Fault(xml, f"{item.field}.name", f"unknown class {quoted(item.name)}", allowed))
     if faults:
-        raise DataError(sorted(faults, key=lambda fault: fault.file))
+        raise AnnotationError(sorted(faults, key=lambda fault: fault.file), scan.pictures)
     return DetectionDataset(
         name=scan.name,
         format="voc",
@@ -255,16 +259,21 @@ def scan_voc(root: Path, split: str | None, *, bad_boxes: BadBoxes = "error") ->
             raise OhemError(f"{root}: found no folder {folder}; allowed: a VOC folder, which has one")
     faults: list[Fault] = []
     pictures = _Pictures(root / "JPEGImages")
+    seen: dict[Path, Picture] = {}
     ids = _all_ids(root) if split is None else _split_ids(root, split, faults)
     images = [
-        image for image_id in ids if (image := _scan_image(root, image_id, pictures, bad_boxes, faults)) is not None
+        image
+        for image_id in ids
+        if (image := _scan_image(root, image_id, pictures, bad_boxes, faults, seen)) is not None
     ]
     notes = box_notes(sum(image.clipped for image in images), sum(image.dropped for image in images))
     unused = pictures.unused()
     if split is None and unused:
         notes.append(f"left out {counted(len(unused), 'picture', 'pictures')} without annotation: {listed(unused, 5)}")
     name = root.resolve().name
-    return VocScan(root, name if split is None else f"{name}@{split}", tuple(images), tuple(faults), tuple(notes))
+    return VocScan(
+        root, name if split is None else f"{name}@{split}", tuple(images), tuple(faults), tuple(notes), tuple(seen)
+    )
 
 
 def _all_ids(root: Path) -> list[str]:
@@ -344,7 +353,7 @@ class _Pictures:
 
 
 def _scan_image(
-    root: Path, image_id: str, pictures: _Pictures, bad_boxes: BadBoxes, faults: list[Fault]
+    root: Path, image_id: str, pictures: _Pictures, bad_boxes: BadBoxes, faults: list[Fault], seen: dict[Path, Picture]
 ) -> VocImage | None:
     xml = root / "Annotations" / f"{image_id}.xml"
     before = len(faults)
@@ -364,6 +373,7 @@ def _scan_image(
     ]
     if path is None or size is None:
         return None
+    seen.setdefault(path, Picture(path, *size))
     boxes = np.array([item.corners for item in objects], dtype=np.float64).reshape(-1, 4) - (1, 1, 0, 0)
     fitted = fit_boxes(boxes, np.array(size, dtype=np.float64))
     if bad_boxes == "error":

@@ -272,7 +272,12 @@ def scan_voc(root: Path, split: str | None, *, bad_boxes: BadBoxes = "error") ->
         notes.append(f"left out {counted(len(unused), 'picture', 'pictures')} without annotation: {listed(unused, 5)}")
     name = root.resolve().name
     return VocScan(
-        root, name if split is None else f"{name}@{split}", tuple(images), tuple(faults), tuple(notes), tuple(seen)
+        root,
+        name if split is None else f"{name}@{split}",
+        tuple(images),
+        tuple(faults),
+        tuple(notes),
+        tuple(seen.values()),
     )
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from ohem.data.dataset import ImageRecord
 from ohem.data.loading import make_sample, mirror, resize
-from ohem.inference import detect, postprocess
+from ohem.inference import Candidates, Scorer, candidates_of, detect, score_and_refine, suppress, vote
 from ohem.mining import mean_loss, score_images
 from ohem.models.spec import DetectionSpec, ImageSpec
 from ohem.training.loop import AnnotatedImages, new_detector
@@ -23,25 +24,117 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shapes(tmp_path_factory.mktemp("shapes") / "data", train=4, test=2)
 
 
-def test_postprocessing_by_hand() -> None:
+def test_candidates_and_suppression_by_hand() -> None:
     # Two classes. RoI 0 and 1 overlap by 0.6 > 0.3 in class 1: the better stays. In class 2 RoI 1 stands alone.
     first, second = [0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 6.0]
     scores = torch.tensor([[0.1, 0.8, 0.1], [0.1, 0.5, 0.4], [0.95, 0.03, 0.02]])
     boxes = torch.tensor([[first, first, first], [second, second, second], [second, second, second]])
-    kept, values, labels = postprocess(scores, boxes, DetectionSpec(score_threshold=0.2, nms_iou=0.3))
-    assert values.tolist() == pytest.approx([0.8, 0.4])
-    assert labels.tolist() == [1, 2]
-    assert kept.tolist() == [first, second]
-    _, values, _ = postprocess(scores, boxes, DetectionSpec(score_threshold=0.2, nms_iou=0.7))
-    assert values.tolist() == pytest.approx([0.8, 0.5, 0.4])
-    _, values, _ = postprocess(scores, boxes, DetectionSpec(score_threshold=0.2, nms_iou=0.7, max_detections=2))
-    assert values.tolist() == pytest.approx([0.8, 0.5])
+    found = candidates_of(scores, boxes, 0.2)
+    kept = suppress(found, 0.3)
+    assert kept.scores.tolist() == pytest.approx([0.8, 0.4])
+    assert kept.labels.tolist() == [1, 2]
+    assert kept.boxes.tolist() == [first, second]
+    assert suppress(found, 0.7).scores.tolist() == pytest.approx([0.8, 0.5, 0.4])
+    assert suppress(found, 0.7, most=2).scores.tolist() == pytest.approx([0.8, 0.5])
 
 
-def test_boxes_that_were_clipped_to_nothing_are_no_detections() -> None:
+def test_boxes_that_were_clipped_to_nothing_are_no_candidates() -> None:
     scores, boxes = torch.tensor([[0.0, 1.0]]), torch.tensor([[[0.0, 0, 0, 0], [5.0, 5, 5, 9]]])
-    assert len(postprocess(scores, boxes, DetectionSpec())[0]) == 0
-    assert len(postprocess(torch.zeros(0, 3), torch.zeros(0, 3, 4), DetectionSpec())[0]) == 0
+    assert len(candidates_of(scores, boxes, 0.001)) == 0
+    assert len(suppress(candidates_of(torch.zeros(0, 3), torch.zeros(0, 3, 4), 0.0), 0.3)) == 0
+
+
+def candidates(*rows: tuple[tuple[float, float, float, float], float, int]) -> Candidates:
+    boxes, scores, labels = zip(*rows, strict=True)
+    return Candidates(torch.tensor(boxes, dtype=torch.float32), torch.tensor(scores), torch.tensor(labels))
+
+
+def test_voting_by_hand() -> None:
+    # IoU of (0,0,10,10) with (0,0,10,6) is 0.6: it votes with weight 0.2 against 0.6. With (0,0,10,4) it is 0.4: no
+    # vote. The box of another class has none either.
+    voters = candidates(
+        ((0, 0, 10, 10), 0.6, 1), ((0, 0, 10, 6), 0.2, 1), ((0, 0, 10, 4), 0.9, 1), ((0, 0, 10, 9), 0.9, 2)
+    )
+    voted = vote(voters[:1], voters, min_iou=0.5)
+    assert voted.boxes.tolist() == [pytest.approx([0, 0, 10, (0.6 * 10 + 0.2 * 6) / 0.8])]
+    assert voted.scores.tolist() == pytest.approx([0.6])
+    # IoU of exactly 0.5 votes.
+    voters = candidates(((0, 0, 10, 10), 0.5, 1), ((0, 0, 10, 5), 0.5, 1))
+    assert vote(voters[:1], voters, min_iou=0.5).boxes.tolist() == [pytest.approx([0, 0, 10, 7.5])]
+    # Where nobody votes with any weight, the box stays.
+    voters = candidates(((0, 0, 10, 10), 0.0, 1))
+    assert vote(voters, voters).boxes.tolist() == [[0, 0, 10, 10]]
+
+
+def test_refining_scores_the_moved_boxes_of_the_high_scoring_candidates_once_more() -> None:
+    asked = []
+
+    def score(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Every box moves right by 1 (class 1) or 2 (class 2); scores fall from box to box."""
+        asked.append(boxes)
+        scores = torch.tensor([[0.0, 0.9, 0.2], [0.0, 0.4, 0.05]])[: len(boxes)]
+        moved = torch.stack([boxes, boxes + torch.tensor([1.0, 0, 1, 0]), boxes + torch.tensor([2.0, 0, 2, 0])], dim=1)
+        return scores, moved, torch.arange(len(boxes))
+
+    proposals = torch.tensor([[0.0, 0, 10, 10], [50.0, 0, 60, 10]])
+    spec = DetectionSpec(score_threshold=0.1, refine=0.3)
+    found = score_and_refine(score, proposals, spec)
+    # R1: class 1 of both proposals (0.9, 0.4) and class 2 of the first (0.2). Only the first two score 0.3 or more.
+    assert asked[1].tolist() == [[1, 0, 11, 10], [51, 0, 61, 10]]
+    # R2: those two again, by class 1. The union has five.
+    assert found.boxes.tolist() == [
+        [1, 0, 11, 10], [2, 0, 12, 10], [51, 0, 61, 10], [2, 0, 12, 10], [52, 0, 62, 10],
+    ]  # fmt: skip
+    assert found.labels.tolist() == [1, 2, 1, 1, 1]
+    assert found.scores.tolist() == pytest.approx([0.9, 0.2, 0.4, 0.9, 0.4])
+    assert len(asked) == 2
+    assert len(score_and_refine(score, proposals, DetectionSpec(score_threshold=0.1))) == 3
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize("join", ["average", "pool", "nearest"])
+def test_scales_are_joined(join: str, shapes: Path) -> None:
+    images = AnnotatedImages(*open_shapes(shapes, "test"))
+    recipe = small_recipe()
+    detector = new_detector(recipe, images).eval()
+    record = images.dataset.records[0]
+    boxes = torch.from_numpy(images.proposals[record.id])
+    views = [make_sample(record, boxes.numpy(), ImageSpec(shortest=s, longest=999)) for s in (72, 216)]
+    with torch.no_grad():
+        alone = [Scorer(detector, [view])(boxes) for view in views]
+        scores, moved, source = Scorer(detector, views, join)(boxes)
+    count = len(boxes)
+    if join == "average":
+        torch.testing.assert_close(scores, (alone[0][0] + alone[1][0]) / 2)
+        torch.testing.assert_close(moved, (alone[0][1] + alone[1][1]) / 2)
+        assert source.tolist() == list(range(count))
+    elif join == "pool":
+        torch.testing.assert_close(scores, torch.cat([alone[0][0], alone[1][0]]))
+        assert source.tolist() == [*range(count), *range(count)]
+    else:
+        assert sorted(source.tolist()) == list(range(count))
+        # Boxes of about 30 px are nearer to 224 px when enlarged three times.
+        torch.testing.assert_close(scores, alone[1][0][source])
+        torch.testing.assert_close(moved, alone[1][1][source])
+
+
+def test_one_scale_is_the_same_however_it_is_joined(shapes: Path) -> None:
+    images = AnnotatedImages(*open_shapes(shapes, "test"))
+    detector = new_detector(small_recipe(), images)
+    found = [
+        detect(
+            detector,
+            images.dataset.records,
+            images.proposals,
+            ImageSpec(shortest=72, longest=96),
+            DetectionSpec(join=join),
+            workers=0,
+        )
+        for join in ("average", "pool", "nearest")
+    ]
+    for record in images.dataset.records:
+        for other in found[1:]:
+            np.testing.assert_array_equal(found[0][record.id].boxes, other[record.id].boxes)
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,9 @@ def test_every_image_comes_once_an_epoch_and_a_resumed_order_is_the_rest_of_the_
     assert training_batches(7, 2, range(5, 14), seed=3, flip=True) == whole[5:]
     assert training_batches(7, 2, range(14), seed=4, flip=True) != whole
     assert {draw.flip for draw in draws} == {True, False}
+    scaled = training_batches(7, 2, range(14), seed=3, flip=True, scales=(480, 576))
+    assert {draw.shortest for batch in scaled for draw in batch} == {480, 576}
+    assert [[(d.index, d.flip) for d in b] for b in scaled] == [[(d.index, d.flip) for d in b] for b in whole]
     assert all(draw == Draw(draw.index) for batch in training_batches(7, 2, range(9), 3, flip=False) for draw in batch)
 
 

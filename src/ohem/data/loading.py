@@ -21,10 +21,17 @@ from ohem.threads import opencv_in_one_thread
 
 @dataclass(frozen=True)
 class Draw:
-    """Which image, and how it is varied. Drawn in one place, so that workers have no randomness of their own."""
+    """Which image, and how it is varied. Drawn in one place, so that workers have no randomness of their own.
+
+    Attributes:
+        index: of the record.
+        flip: mirror it.
+        shortest: the shortest side in pixels; None: the spec's.
+    """
 
     index: int
     flip: bool = False
+    shortest: int | None = None
 
 
 @dataclass
@@ -59,10 +66,18 @@ def resize(image: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.uint8]:
 
 
 def make_sample(
-    record: ImageRecord, proposals: NDArray[np.float32], spec: ImageSpec, *, flip: bool = False, max_proposals: int = 0
+    record: ImageRecord,
+    proposals: NDArray[np.float32],
+    spec: ImageSpec,
+    *,
+    flip: bool = False,
+    shortest: int | None = None,
+    max_proposals: int = 0,
 ) -> Sample:
     """Read, resize and, when asked, mirror one image and its boxes."""
     original = read_image(record.path)
+    if shortest is not None:
+        spec = spec.model_copy(update={"shortest": shortest})
     image = resize(original, spec)
     height, width = image.shape[:2]
     scale = (width / original.shape[1], height / original.shape[0])
@@ -102,7 +117,14 @@ class Samples(Dataset[Any]):
         record = self.records[draw.index]
         try:
             proposals = self.proposals[record.id]
-            return make_sample(record, proposals, self.spec, flip=draw.flip, max_proposals=self.max_proposals)
+            return make_sample(
+                record,
+                proposals,
+                self.spec,
+                flip=draw.flip,
+                shortest=draw.shortest,
+                max_proposals=self.max_proposals,
+            )
         except OhemError as error:
             return error
 
@@ -129,7 +151,9 @@ def load_batches(samples: Samples, batches: Sequence[Sequence[Draw]], workers: i
             yield batch
 
 
-def training_batches(count: int, per_step: int, steps: range, seed: int, flip: bool) -> list[list[Draw]]:
+def training_batches(
+    count: int, per_step: int, steps: range, seed: int, flip: bool, scales: Sequence[int] = ()
+) -> list[list[Draw]]:
     """The images of each step: every image once an epoch, in an order that follows from the seed alone.
 
     Args:
@@ -138,6 +162,7 @@ def training_batches(count: int, per_step: int, steps: range, seed: int, flip: b
         steps: which steps; a resumed run asks for the rest.
         seed: of the order's own stream.
         flip: mirror each draw with probability a half.
+        scales: each draw takes one of these shortest sides at random; empty: the spec's.
     """
     epochs: dict[int, list[Draw]] = {}
 
@@ -147,7 +172,9 @@ def training_batches(count: int, per_step: int, steps: range, seed: int, flip: b
             epochs.clear()
             rng = np.random.default_rng([seed, epoch])
             flips = rng.random(count) < (0.5 if flip else 0.0)
-            epochs[epoch] = [Draw(int(i), bool(f)) for i, f in zip(rng.permutation(count), flips, strict=True)]
+            order = rng.permutation(count)
+            sides = rng.choice(scales, count).tolist() if scales else [None] * count
+            epochs[epoch] = [Draw(int(i), bool(f), s) for i, f, s in zip(order, flips, sides, strict=True)]
         return epochs[epoch][place]
 
     return [[draw(step * per_step + i) for i in range(per_step)] for step in steps]

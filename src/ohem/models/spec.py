@@ -54,10 +54,20 @@ class HeadSpec(Spec):
 
 
 class ImageSpec(Spec):
-    """How images are resized: the shortest side to ``shortest``, unless the longest would pass ``longest``."""
+    """How images are resized: the shortest side to ``shortest``, unless the longest would pass ``longest``.
+
+    Attributes:
+        shortest: pixels.
+        longest: pixels.
+        train_scales: in training, each image takes one of these shortest sides at random (the paper's M, section 7);
+            empty: ``shortest``.
+        test_scales: in detection, each image is seen at all of these; empty: ``shortest``.
+    """
 
     shortest: PositiveInt = 600
     longest: PositiveInt = 1000
+    train_scales: tuple[PositiveInt, ...] = ()
+    test_scales: tuple[PositiveInt, ...] = ()
 
 
 class DetectionSpec(Spec):
@@ -67,11 +77,22 @@ class DetectionSpec(Spec):
         score_threshold: detections below are left out.
         nms_iou: per class (0.3 in the paper).
         max_detections: the best this many of an image are kept; 0 keeps all.
+        join: how several test scales become one, which the paper leaves open: ``average`` the scores and boxes of
+            each RoI, ``pool`` the detections of all scales, or score each RoI at the ``nearest`` scale, where its area
+            is nearest to 224 x 224 (SPPnet).
+        refine: iterative box regression (the paper's B, section 7): score and move the moved boxes once more, and
+            take both sets. A number: only boxes of at least this score are moved again; None: off. The paper says
+            "high-scoring" and no more.
+        vote_iou: with ``refine``: each kept box becomes the score-weighted mean of its class's boxes that overlap it
+            by at least this; None: off.
     """
 
     score_threshold: Annotated[float, Field(ge=0, le=1)] = 0.001
     nms_iou: Annotated[float, Field(gt=0, le=1)] = 0.3
     max_detections: NonNegativeInt = 300
+    join: Literal["average", "pool", "nearest"] = "average"
+    refine: Annotated[float, Field(ge=0, le=1)] | None = None
+    vote_iou: Annotated[float, Field(gt=0, le=1)] | None = 0.5
 
 
 class ProposalSpec(Spec):

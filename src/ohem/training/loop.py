@@ -91,7 +91,8 @@ def train(
     )
     steps = range(start, recipe.iterations)
     order = stream_seed(recipe.seed, "order")
-    plan = training_batches(len(samples), recipe.images_per_step, steps, order, recipe.data.flip)
+    scales = recipe.detector.image.train_scales
+    plan = training_batches(len(samples), recipe.images_per_step, steps, order, recipe.data.flip, scales)
     window = LogWindow(device)
     with stop_on_signals() as stopped:
         for iteration, batch in zip(steps, load_batches(samples, plan, workers), strict=True):

@@ -197,6 +197,10 @@ def train(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run's folder, or a weights file.")],
     data: Data,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FIELD=VALUE]...", help="detection.refine=0.05, image.test_scales=\\[480,576]"),
+    ] = None,
     proposals: ProposalFiles = None,
     out: Annotated[Path | None, typer.Option(help="New folder for metrics and detections; default in the run.")] = None,
     weights: Annotated[Literal["best", "last"], typer.Option(help="best: on the validation split, if any.")] = "best",
@@ -209,7 +213,8 @@ def evaluate(
 
     Detections are saved in COCO's results format and, of VOC data, as comp4_det_SPLIT_CLASS.txt.
 
-    Example: [cyan]ohem evaluate runs/lite0 --data MY_DATA@test[/cyan]
+    Examples: [cyan]ohem evaluate runs/lite0 --data MY_DATA@test[/cyan],
+    [cyan]ohem evaluate runs/lite0 detection.refine=0.05 --data MY_DATA@test[/cyan]
     """
     from ohem import workflow
 
@@ -220,6 +225,7 @@ def evaluate(
             proposals=proposals or [],
             out=out,
             weights=weights,
+            overrides=overrides or [],
             other_classes=other_classes,
             bad_boxes=bad_boxes,
             device=device,

@@ -23,7 +23,7 @@ from ohem.models.spec import DetectorSpec, ProposalSpec
 from ohem.models.weights import load_detector
 from ohem.proposals.cache import ProposalCache, ProposalSetting, default_cache_path, make_proposals
 from ohem.proposals.imports import load_proposals, validate_proposals
-from ohem.recipes.recipe import DataSpec, Recipe
+from ohem.recipes.recipe import DataSpec, Recipe, override_spec
 from ohem.training.loop import AnnotatedImages, Observer, new_detector
 from ohem.training.loop import train as train_loop
 from ohem.training.run import Run, Sources, Weights, find_weights, fingerprint, next_folder
@@ -254,6 +254,7 @@ def evaluate(
     proposals: Sequence[str] = (),
     out: Path | None = None,
     weights: Weights = "best",
+    overrides: Sequence[str] = (),
     other_classes: Literal["error", "drop"] = "drop",
     bad_boxes: Literal["error", "drop"] = "error",
     device: str | None = None,
@@ -270,6 +271,7 @@ def evaluate(
         proposals: proposal files; without, selective search.
         out: a new folder; the first free of ``evaluation``, ``evaluation-2``, ... in the run's folder when omitted.
         weights: which of a run's weights.
+        overrides: settings for this use, such as ``detection.refine=0.05`` or ``image.test_scales=[480, 576]``.
         other_classes: objects of classes that the detector does not know.
         bad_boxes: boxes that are reversed, empty or outside their image.
         device: see :func:`train`.
@@ -281,6 +283,7 @@ def evaluate(
     """
     file = find_weights(source, weights)
     detector, spec, classes = load_detector(file)
+    spec = override_spec(spec, overrides)
     folder = free_folder(out, (source if source.is_dir() else source.parent) / "evaluation")
     wanted = DataSpec(classes=classes, other_classes=other_classes, bad_boxes=bad_boxes)
     dataset = open_dataset(data, wanted, reporter)
@@ -302,6 +305,7 @@ def evaluate(
         "data": dataset.name,
         "images": len(dataset),
         "weights": file.name,
+        "settings": spec.model_dump(mode="json", include={"image", "proposals", "detection"}),
         "voc07": result.voc07.to_json(),
         "voc12": result.voc12.to_json(),
         "coco": result.coco.to_json(),

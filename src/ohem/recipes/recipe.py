@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -220,10 +220,31 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         raise OhemError(f"{name}: found {type(values).__name__}; allowed: fields and values")
     for override in overrides:
         _apply(values, override)
+    return _validated(Recipe, values, name)
+
+
+def override_spec(spec: DetectorSpec, overrides: Sequence[str]) -> DetectorSpec:
+    """A trained detector's spec with other settings for its use: ``detection.refine=0.05``.
+
+    Raises:
+        OhemError: a field that is unknown, wrong, or decides what the weights mean.
+    """
+    values = spec.model_dump(mode="json")
+    for override in overrides:
+        if not override.startswith(("detection.", "image.", "proposals.")):
+            raise OhemError(f"{override}: found a setting of training; allowed: detection.*, image.* and proposals.*")
+        _apply(values, override)
+    return _validated(DetectorSpec, values, "settings")
+
+
+_S = TypeVar("_S", bound=Spec)
+
+
+def _validated(model: type[_S], values: dict[str, Any], name: str) -> _S:
     try:
-        return Recipe.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
-        raise OhemError("\n".join(f"{name}: {_explain(each)}" for each in error.errors())) from error
+        raise OhemError("\n".join(f"{name}: {_explain(each, model)}" for each in error.errors())) from error
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -250,11 +271,11 @@ def _apply(values: dict[str, Any], override: str) -> None:
     values[last] = value
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, model: type[Spec]) -> str:
     """One line: the field, what was found, what is allowed."""
     where = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
-        allowed = _fields_at(error["loc"][:-1])
+        allowed = _fields_at(model, error["loc"][:-1])
         close = difflib.get_close_matches(str(error["loc"][-1]), allowed, 1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         return f"{where}: found an unknown field{hint}; allowed: {', '.join(allowed)}"
@@ -264,8 +285,8 @@ def _explain(error: Any) -> str:
     return f"{where}: found {error['input']!r}; allowed: {error['msg'].removeprefix('Input should be ')}"
 
 
-def _fields_at(location: Sequence[str | int]) -> list[str]:
-    spec: Any = Recipe
+def _fields_at(model: type[Spec], location: Sequence[str | int]) -> list[str]:
+    spec: Any = model
     for part in location:
         spec = spec.model_fields[str(part)].annotation
     return list(spec.model_fields)

@@ -1,6 +1,8 @@
 """Pre-trained weights for a new detector: the backbone's, and fc6 and fc7 of the paper's networks."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +60,27 @@ def _load_timm(backbone: TimmBackbone, spec: BackboneSpec) -> None:
     try:
         # timm renames the layers of some models when it makes feature maps of them; it knows how to load those.
         levels = backbone.body.feature_info.out_indices
-        body = timm.create_model(
-            spec.name, features_only=True, out_indices=levels, pretrained=True, pretrained_cfg_overlay=overlay
-        )
+        with _quiet(logging.getLogger("timm.models._builder")):
+            body = timm.create_model(
+                spec.name, features_only=True, out_indices=levels, pretrained=True, pretrained_cfg_overlay=overlay
+            )
     except Exception as error:
         raise OhemError(
             f"detector.backbone.weights: timm could not load ImageNet weights of {spec.name}"
             f" ({type(error).__name__}); without a network: a local file, none, or tf_efficientnet_lite0"
         ) from error
     backbone.body.load_state_dict(body.state_dict())
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    """Without timm's warning that a classifier's last layers are not used: they never are here."""
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _fitting(spec: BackboneSpec, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -96,3 +96,48 @@ def test_warm_up_rises_from_a_tenth_and_cosine_falls_to_nothing() -> None:
 def test_a_recipe_does_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Recipe().seed = 1  # type: ignore[misc]
+
+
+def test_a_recipe_says_only_what_differs_from_its_base(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: lite0\noptimizer: {lr: 0.5}\nsampler: {kind: hard, nms_iou: 0.3}\n")
+    (tmp_path / "child.yaml").write_text("base: mine.yaml\nseed: 7\n")
+    lite0, child = load_recipe("lite0"), load_recipe(str(tmp_path / "child.yaml"))
+    optimizer = lite0.optimizer.model_copy(update={"lr": 0.5})
+    assert child == lite0.model_copy(update={"optimizer": optimizer, "sampler": HardSampler(nms_iou=0.3), "seed": 7})
+
+
+def test_a_part_of_another_kind_replaces_the_base_s(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: vgg16\nsampler: {kind: random, bg_lo: 0.0}\n")
+    assert load_recipe(str(tmp_path / "mine.yaml")).sampler == RandomSampler(bg_lo=0.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("base: mine.yaml", "circle"), ("base: [vgg16]", "name of a recipe"), ("base: vgg17", "did you mean vgg16")],
+)
+def test_bases_that_cannot_be(text: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(OhemError, match=says):
+        load_recipe(str(tmp_path / "mine.yaml"))
+
+
+PAPER = [name for name in built_in_recipes() if name.startswith("paper/")]
+
+
+def test_the_paper_s_rows_have_their_batch_and_schedule() -> None:
+    for name in PAPER:
+        recipe = load_recipe(name)
+        batch = recipe.images_per_step * recipe.sampler.rois_per_image  # type: ignore[attr-defined]
+        assert batch == (2048 if "_all" in name else 128), name
+        assert recipe.accumulate == ("vgg16" in name)
+        assert recipe.images_per_step == (1 if "_n1" in name else 2)
+        lr = {True: 0.004, False: 0.003}["vggm" in name] if "_all" in name else 0.001
+        assert recipe.optimizer.lr == lr
+        assert recipe.optimizer.bias_lr_factor == 2
+        scales = (480, 576, 688, 864, 900) if name.endswith("_m") else ()
+        assert recipe.detector.image.train_scales == scales
+        assert recipe.detector.image.longest == 1000
+        data = name.removeprefix("paper/").split("_")[0]
+        steps = {"voc07": (80, 30), "voc12": (80, 30), "voc0712": (200, 40), "voc07pp12": (200, 40), "coco": (240, 160)}
+        if "official" not in name:
+            assert (recipe.iterations // 1000, recipe.schedule.step_every // 1000) == steps[data], name

@@ -12,6 +12,7 @@ import torch
 from ohem.data.check import load_checked
 from ohem.data.dataset import DetectionDataset, Detections, ImageId, ImageRecord, Proposals
 from ohem.data.sources import load_dataset
+from ohem.data.split import draw_fraction, hold_out
 from ohem.errors import DataError, OhemError
 from ohem.evaluation.coco import CocoResult, evaluate_coco
 from ohem.evaluation.results import save_coco_results, save_voc_results
@@ -188,14 +189,23 @@ def _open_all(
     recipe: Recipe, sources: Sources, workers: int, reporter: Reporter
 ) -> tuple[AnnotatedImages, AnnotatedImages | None]:
     spec = recipe.detector.proposals
-    train_set = open_dataset(sources.train, recipe.data, reporter)
-    val_set = None
+    whole = open_dataset(sources.train, recipe.data, reporter)
+    train_set, val_set = whole, None
     if sources.val:
-        val_set = open_dataset(sources.val, recipe.data.model_copy(update={"classes": train_set.classes}), reporter)
-    images = AnnotatedImages(train_set, open_proposals(train_set, sources.proposals, spec, workers, reporter))
-    if val_set is None:
-        return images, None
-    return images, AnnotatedImages(val_set, open_proposals(val_set, sources.val_proposals, spec, workers, reporter))
+        val_set = open_dataset(sources.val, recipe.data.model_copy(update={"classes": whole.classes}), reporter)
+    proposals = open_proposals(whole, sources.proposals, spec, workers, reporter)
+    if val_set is not None:
+        val_proposals = open_proposals(val_set, sources.val_proposals, spec, workers, reporter)
+    elif recipe.data.holdout:
+        train_set, val_set = hold_out(whole, recipe.data.holdout)
+        val_proposals = proposals
+        reporter.say(f"{whole.name}: {len(val_set)} of {len(whole)} images held out for validation")
+    if recipe.data.fraction < 1:
+        train_set = draw_fraction(train_set, recipe.data.fraction, recipe.seed)
+    if not len(train_set):
+        raise OhemError(f"{whole.name}: found no image left to train on; allowed: a larger data.fraction")
+    images = AnnotatedImages(train_set, proposals)
+    return images, AnnotatedImages(val_set, val_proposals) if val_set is not None else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,6 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -62,6 +61,10 @@ class DataSpec(Spec):
     """What of the data set is used, and how images are varied.
 
     Attributes:
+        fraction: the share of the training images that is used, drawn at random from the recipe's seed; smaller shares
+            of the same seed are parts of larger ones.
+        holdout: a share of the training images that is not trained on and serves as the validation split, where none
+            is named. The same images whatever the seed.
         classes: the class list in order; None takes the data set's own.
         other_classes: objects of classes that are not in the list: ``error`` refuses the data set, ``drop`` leaves
             them out and says how many.
@@ -69,6 +72,8 @@ class DataSpec(Spec):
         flip: mirror images at random, each with probability a half.
     """
 
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     classes: tuple[str, ...] | None = None
     other_classes: Literal["error", "drop"] = "error"
     bad_boxes: Literal["error", "drop"] = "error"
@@ -181,14 +186,16 @@ class Recipe(Spec):
 
 
 def built_in_recipes() -> list[str]:
-    """Names of the recipes that ship with the package."""
-    return sorted(
-        p.name.removesuffix(".yaml") for p in resources.files(__package__).iterdir() if p.name.endswith(".yaml")
-    )
+    """Names of the recipes that ship with the package; the paper's rows are called ``paper/...``."""
+    here = Path(__file__).parent
+    return sorted(path.relative_to(here).with_suffix("").as_posix() for path in here.rglob("*.yaml"))
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe.
+
+    A recipe may name another as its ``base`` (built-in, or a file beside it) and say only what differs. Parts are
+    joined field by field, but a part with another ``kind`` than the base's replaces it.
 
     Args:
         name: a YAML file, or the name of a built-in recipe.
@@ -197,30 +204,53 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         OhemError: no such recipe, or a field that is unknown or wrong. All faults are listed, one a line.
     """
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise OhemError(
-                f"{path}: found no such file; allowed: a recipe file, or one of {', '.join(built_in_recipes())}"
-            )
-        text = path.read_text()
-    elif name in built_in_recipes():
-        text = (resources.files(__package__) / f"{name}.yaml").read_text()
-    else:
-        close = difflib.get_close_matches(name, built_in_recipes(), 1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise OhemError(
-            f"recipe: found {name!r}{hint}; allowed: a .yaml file, or one of {', '.join(built_in_recipes())}"
-        )
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise OhemError(f"{name}: found no readable YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict):
-        raise OhemError(f"{name}: found {type(values).__name__}; allowed: fields and values")
+    values = _read_values(_find_recipe(name), ())
     for override in overrides:
         _apply(values, override)
     return _validated(Recipe, values, name)
+
+
+def _find_recipe(name: str, beside: Path = Path()) -> Path:
+    path = beside / name
+    allowed = f"a recipe file, or one of {', '.join(built_in_recipes())}"
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise OhemError(f"{path}: found no such file; allowed: {allowed}")
+        return path
+    if name not in built_in_recipes():
+        close = difflib.get_close_matches(name, built_in_recipes(), 1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise OhemError(f"recipe: found {name!r}{hint}; allowed: {allowed}")
+    return Path(__file__).parent / f"{name}.yaml"
+
+
+def _read_values(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """What a recipe file says, joined onto what its bases say."""
+    if path in seen:
+        raise OhemError(f"{path}: base: found a circle; allowed: recipes that do not name each other")
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise OhemError(f"{path}: found no readable YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise OhemError(f"{path}: found {type(values).__name__}; allowed: fields and values")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise OhemError(f"{path}: base: found {base!r}; allowed: the name of a recipe")
+    return _join(_read_values(_find_recipe(base, path.parent), (*seen, path)), values)
+
+
+def _join(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    joined = dict(base)
+    for key, value in change.items():
+        old = joined.get(key)
+        if isinstance(old, dict) and isinstance(value, dict) and value.get("kind", old.get("kind")) == old.get("kind"):
+            joined[key] = _join(old, value)
+        else:
+            joined[key] = value
+    return joined
 
 
 def override_spec(spec: DetectorSpec, overrides: Sequence[str]) -> DetectorSpec:

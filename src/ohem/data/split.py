@@ -25,6 +25,11 @@ def draw_fraction(dataset: DetectionDataset, share: float, seed: int) -> Detecti
     return _part(dataset, _draw(dataset, share, f"fraction:{seed}"))
 
 
+def draw_count(dataset: DetectionDataset, count: int) -> DetectionDataset:
+    """At most ``count`` images, the same whatever the seed; 0: all of them."""
+    return _part(dataset, _draw(dataset, min(1.0, count / len(dataset)), "count")) if count else dataset
+
+
 def _draw(dataset: DetectionDataset, share: float, stream: str) -> set[ImageId]:
     def key(image: ImageId) -> bytes:
         return hashlib.sha256(f"{stream}:{image!r}".encode()).digest()

@@ -1,0 +1,129 @@
+"""``ohem compare``: paired statistics of any runs of a user."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ohem.errors import OhemError
+from ohem.studies.statistics import Interval, interval
+from ohem.training.run import Run
+
+METRICS = ("mAP, VOC07", "mAP, VOC12", "COCO AP", "COCO AP50")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs that differ in nothing but their seed.
+
+    Attributes:
+        label: what distinguishes it from the other arms, such as ``sampler.kind=hard``.
+        values: seed -> metric -> percent.
+    """
+
+    label: str
+    values: Mapping[int, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Arms and their differences to the first.
+
+    Attributes:
+        arms: in the order of their first run.
+        differences: of each arm but the first, for each metric: the mean difference over the seeds that both have, with
+            its 95 % interval, and how many they are; None where there are none.
+        warnings: what makes the runs less comparable.
+    """
+
+    arms: tuple[Arm, ...]
+    differences: tuple[Mapping[str, tuple[Interval, int] | None], ...]
+    warnings: tuple[str, ...]
+
+
+def compare(folders: Sequence[Path]) -> Comparison:
+    """Compare evaluated runs, the first one's arm being the baseline.
+
+    Each run's newest evaluation counts.
+
+    Raises:
+        OhemError: fewer than two arms; a run that is not finished or not evaluated; runs trained or evaluated on
+            different data; or two runs of one arm and seed.
+    """
+    runs = [Run.open(folder) for folder in folders]
+    measured = [_evaluation(run) for run in runs]
+    _require_equal("trained on", folders, [run.info()["data"]["fingerprint"] for run in runs])
+    _require_equal("evaluated on", folders, [each["fingerprint"] for each in measured])
+    _require_equal("evaluated with", folders, [json.dumps(each["settings"], sort_keys=True) for each in measured])
+    recipes = [_flat(run.recipe().model_dump(mode="json")) for run in runs]
+    changing = sorted({key for r in recipes for key in r if r[key] != recipes[0].get(key)} | _missing(recipes))
+    changing = [key for key in changing if key != "seed"]
+    arms: dict[str, dict[int, Mapping[str, float]]] = {}
+    for folder, run, recipe, metrics in zip(folders, runs, recipes, measured, strict=True):
+        label = ", ".join(f"{key}={recipe[key]}" for key in changing if key in recipe) or "all alike"
+        seed = run.recipe().seed
+        if seed in arms.setdefault(label, {}):
+            raise OhemError(f"{folder}: found a second run of seed {seed} of {label}; allowed: one for each seed")
+        arms[label][seed] = _numbers(metrics)
+    if len(arms) < 2:
+        raise OhemError(f"compare: found runs that differ in their seed alone ({len(runs)}); allowed: two recipes or more")
+    listed = tuple(Arm(label, values) for label, values in arms.items())
+    return Comparison(listed, tuple(_differences(arm, listed[0]) for arm in listed[1:]), _warnings(runs))
+
+
+def _evaluation(run: Run) -> dict[str, Any]:
+    files = sorted(run.folder.glob("*/metrics.json"), key=lambda path: path.stat().st_mtime)
+    if not files:
+        raise OhemError(f"{run.folder}: found no evaluation; allowed after: ohem evaluate {run.folder} --data DATA")
+    metrics: dict[str, Any] = json.loads(files[-1].read_text())
+    if "fingerprint" not in metrics:
+        raise OhemError(f"{files[-1]}: fingerprint: found none; allowed: an evaluation of this version (evaluate again)")
+    return metrics
+
+
+def _require_equal(what: str, folders: Sequence[Path], values: Sequence[str]) -> None:
+    for folder, value in zip(folders, values, strict=True):
+        if value != values[0]:
+            raise OhemError(f"{folder}: found a run {what} other data or settings than {folders[0]}; allowed: the same")
+
+
+def _numbers(metrics: Mapping[str, Any]) -> Mapping[str, float]:
+    coco = metrics["coco"]["numbers"] if "numbers" in metrics["coco"] else metrics["coco"]
+    values = (metrics["voc07"]["mean_ap"], metrics["voc12"]["mean_ap"], coco["AP"], coco["AP50"])
+    return {name: 100 * value for name, value in zip(METRICS, values, strict=True) if value is not None}
+
+
+def _differences(arm: Arm, base: Arm) -> Mapping[str, tuple[Interval, int] | None]:
+    seeds = sorted(set(arm.values) & set(base.values))
+    found: dict[str, tuple[Interval, int] | None] = {}
+    for metric in METRICS:
+        values = [
+            arm.values[s][metric] - base.values[s][metric]
+            for s in seeds
+            if metric in arm.values[s] and metric in base.values[s]
+        ]
+        found[metric] = (interval(values), len(values)) if values else None
+    return found
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _missing(recipes: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Fields that only some recipes have, such as options of one kind of sampler."""
+    every = set().union(*recipes)
+    return {key for key in every if any(key not in recipe for recipe in recipes)}
+
+
+def _warnings(runs: Sequence[Run]) -> tuple[str, ...]:
+    machines = [run.info()["machine"] for run in runs]
+    differing = sorted({key for m in machines for key in m if m[key] != machines[0].get(key)})
+    return (f"the runs' machines differ in {', '.join(differing)}: differences may come from that",) if differing else ()

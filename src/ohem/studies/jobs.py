@@ -1,0 +1,425 @@
+"""What a study runs: each job leaves one small JSON, and a finished job is never run again.
+
+Results hold no path and no picture, so a folder of them can be committed, copied and added to on another machine.
+"""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ohem.data.dataset import DetectionDataset, Detections, ImageId, Proposals
+from ohem.data.split import draw_count, hold_out
+from ohem.errors import OhemError
+from ohem.evaluation.coco import evaluate_coco
+from ohem.evaluation.voc import evaluate_voc
+from ohem.files import write_atomically
+from ohem.mining import mean_loss, score_images
+from ohem.models.weights import load_detector
+from ohem.recipes.recipe import DataSpec, Recipe, load_recipe, override_spec
+from ohem.studies.neglect import neglect
+from ohem.studies.plan import Data, Study, Training
+from ohem.training.run import Run, Sources, fingerprint, machine
+from ohem.workflow import Reporter, open_dataset, open_proposals, resume, run_detector, train
+
+TUNING_SEED = 1000
+TUNING_HOLDOUT = 0.2
+CURVE_POINTS = 4
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Workshop:
+    """Where a study works.
+
+    Attributes:
+        study: what is run.
+        out: results go into ``out/results``, runs into ``out/runs``.
+        reporter: told of what goes on.
+        device: see :func:`ohem.workflow.train`.
+        workers: see :func:`ohem.workflow.train`.
+    """
+
+    study: Study
+    out: Path
+    reporter: Reporter
+    device: str | None = None
+    workers: int = 1
+    _opened: dict[tuple[str, str], tuple[DetectionDataset, Proposals]] = field(default_factory=dict)
+
+    @cached_property
+    def results(self) -> "Results":
+        """What is finished."""
+        return Results(self.out / "results")
+
+    def run_folder(self, name: str) -> Path:
+        """Where a run's weights and checkpoints are; not needed once its results are there."""
+        return self.out / "runs" / name
+
+    def test_images(self, training: Training, recipe: Recipe) -> tuple[DetectionDataset, Proposals]:
+        """The images that a training is tested on."""
+        data = self.study.data[training.data]
+        if data.test:
+            return self._open(training.data, "test", data.test, data.test_proposals, data.classes, recipe)
+        dataset, proposals = self.train_images(training, recipe)
+        return hold_out(dataset, recipe.data.holdout)[1], proposals
+
+    def train_images(self, training: Training, recipe: Recipe) -> tuple[DetectionDataset, Proposals]:
+        """All annotated training images of a training's data, held-out ones among them."""
+        data = self.study.data[training.data]
+        return self._open(training.data, "train", data.train, data.proposals, data.classes, recipe)
+
+    def _open(
+        self, data: str, part: str, sources: Sequence[str], files: Sequence[str], classes: Sequence[str], recipe: Recipe
+    ) -> tuple[DetectionDataset, Proposals]:
+        if (data, part) not in self._opened:
+            dataset = open_dataset(sources, data_spec(classes), self.reporter)
+            proposals = open_proposals(dataset, files, recipe.detector.proposals, self.workers, self.reporter)
+            self._opened[data, part] = dataset, proposals
+        return self._opened[data, part]
+
+
+class Results:
+    """A folder of results, by the name of the job."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def get(self, name: str) -> Result | None:
+        """One result, or None when it is not there."""
+        path = self.folder / f"{name}.json"
+        if not path.is_file():
+            return None
+        try:
+            value = json.loads(path.read_text())
+        except ValueError as error:
+            raise OhemError(f"{path}: found no readable JSON ({error}); allowed: a result, or no such file") from error
+        if not isinstance(value, dict):
+            raise OhemError(f"{path}: found {type(value).__name__}; allowed: a result of ohem reproduce")
+        return value
+
+    def put(self, name: str, result: Result) -> None:
+        """Keep a result, atomically."""
+        write_atomically(self.folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
+
+    def collect(self, other: Path) -> int:
+        """Copy what another folder of results has and this one lacks; returns how many.
+
+        Raises:
+            OhemError: there is no such folder, or the two differ about a result.
+        """
+        folder = other / "results" if (other / "results").is_dir() else other
+        if not folder.is_dir():
+            raise OhemError(f"{other}: found no folder; allowed: the --out of another ohem reproduce")
+        copied, others = 0, Results(folder)
+        for path in sorted(folder.glob("*.json")):
+            mine, theirs = self.get(path.stem), others.get(path.stem)
+            if mine is None and theirs is not None:
+                self.put(path.stem, theirs)
+                copied += 1
+            elif mine != theirs:
+                raise OhemError(f"{path}: found another result than {self.folder / path.name}; allowed: one of each")
+        return copied
+
+
+@dataclass(frozen=True)
+class TuneJob:
+    """One learning rate of one training, tried on held-out training images, never on test images."""
+
+    training: Training
+    rate: float
+
+    @property
+    def name(self) -> str:
+        """Of its result."""
+        return f"tune-{self.training.name}-{self.rate:g}"
+
+    @property
+    def group(self) -> str:
+        """Jobs of one group depend on each other and run on one machine."""
+        return self.training.name
+
+    def missing(self, workshop: Workshop) -> list[str]:
+        """Results that it waits for."""
+        return []
+
+    def run(self, workshop: Workshop) -> Result:
+        """Train and return the validation metric."""
+        data = workshop.study.data[self.training.data]
+        recipe = _recipe(
+            self.training, data, f"optimizer.lr={self.rate}", f"seed={TUNING_SEED}", f"data.holdout={TUNING_HOLDOUT}"
+        )
+        run = _train(self.name, recipe, data, workshop)
+        last = [record for record in run.log() if record["kind"] == "validation"][-1]
+        return {
+            "rate": self.rate,
+            "validation": last[recipe.evaluation.metric],
+            "settings": settings_digest(recipe),
+            **_provenance(run),
+        }
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One training with one seed, and everything that is measured on its detector as it is."""
+
+    training: Training
+    seed: int
+    group: str
+    rates: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        """Of its result."""
+        return f"{self.training.name}-s{self.seed}"
+
+    def missing(self, workshop: Workshop) -> list[str]:
+        """Results of tuning that it waits for."""
+        names = [f"tune-{self.group}-{rate:g}" for rate in self.rates]
+        return [name for name in names if workshop.results.get(name) is None]
+
+    def recipe(self, workshop: Workshop) -> Recipe:
+        """With the learning rate that was best on held-out images; between equals, the smaller."""
+        rate = []
+        if self.rates:
+            tried = [workshop.results.get(f"tune-{self.group}-{rate:g}") for rate in self.rates]
+            best = max((t for t in tried if t), key=lambda t: (t["validation"], -t["rate"]))
+            rate = [f"optimizer.lr={best['rate']}"]
+        recipe = _recipe(self.training, workshop.study.data[self.training.data], *rate, f"seed={self.seed}")
+        every = recipe.iterations // CURVE_POINTS if self.training.curve else 0
+        return recipe.model_copy(update={"snapshot_every": every})
+
+    def run(self, workshop: Workshop) -> Result:
+        """Train, detect in the test images, and take the mean loss over all RoIs."""
+        study, recipe = workshop.study, self.recipe(workshop)
+        run = _train(self.name, recipe, study.data[self.training.data], workshop)
+        if server := study.data[self.training.data].server:
+            return {"seed": self.seed, "server": server, "settings": settings_digest(recipe), **_provenance(run)}
+        test, proposals = workshop.test_images(self.training, recipe)
+        detector, spec, _ = load_detector(run.weights_file)
+        found = run_detector(
+            detector,
+            spec,
+            test.records,
+            proposals,
+            device=workshop.device,
+            workers=workshop.workers,
+            reporter=workshop.reporter,
+        )
+        part = draw_count(test, study.use_images)
+        log = [record for record in run.log() if record["kind"] == "train"]
+        parts = ("data", "ranking", "training")
+        return {
+            "seed": self.seed,
+            "lr": recipe.optimizer.lr,
+            "iterations": recipe.iterations,
+            "plain": average_precisions(test, found),
+            "plain_part": average_precisions(part, {r.id: found[r.id] for r in part.records}),
+            "loss_test": self._loss(run.weights_file, test, proposals, workshop),
+            "loss_train": self._losses(run, recipe, workshop),
+            "seconds_a_step": {name: sum(r["seconds"][name] for r in log) / len(log) for name in parts},
+            "settings": settings_digest(recipe),
+            "test_fingerprint": fingerprint(test, proposals),
+            **_provenance(run),
+        }
+
+    def _losses(self, run: Run, recipe: Recipe, workshop: Workshop) -> list[tuple[int, float]]:
+        """(iteration, mean loss over all RoIs of training images), at the end or along the curve."""
+        images, proposals = workshop.train_images(self.training, recipe)
+        if recipe.data.holdout:
+            images, _ = hold_out(images, recipe.data.holdout)
+        every = recipe.snapshot_every
+        points = [(i, run.snapshot_file(i)) for i in range(every, recipe.iterations, every)] if every else []
+        points.append((recipe.iterations, run.weights_file))
+        return [(i, self._loss(file, images, proposals, workshop)) for i, file in points]
+
+    def _loss(self, weights: Path, images: DetectionDataset, proposals: Proposals, workshop: Workshop) -> float:
+        detector, spec, _ = load_detector(weights)
+        records = draw_count(images, workshop.study.loss_images).records
+        scored = score_images(
+            detector,
+            spec,
+            records,
+            proposals,
+            workers=workshop.workers,
+            progress=lambda done, total: workshop.reporter.progress("loss over all RoIs", done, total),
+        )
+        return mean_loss(scored)
+
+
+@dataclass(frozen=True)
+class UseJob:
+    """A trained detector, used in another way on a part of the test images. No training, as long as its run is there."""
+
+    train: TrainJob
+    use: str
+
+    @property
+    def name(self) -> str:
+        """Of its result."""
+        return f"{self.train.name}-{self.use}"
+
+    @property
+    def group(self) -> str:
+        """See :attr:`TuneJob.group`."""
+        return self.train.group
+
+    def missing(self, workshop: Workshop) -> list[str]:
+        """The result of the training."""
+        return [self.train.name] if workshop.results.get(self.train.name) is None else []
+
+    def run(self, workshop: Workshop) -> Result:
+        """Detect and measure; trained again, to the same weights, when the run is not on this machine."""
+        study, recipe = workshop.study, self.train.recipe(workshop)
+        run = _train(self.train.name, recipe, study.data[self.train.training.data], workshop)
+        test, proposals = workshop.test_images(self.train.training, recipe)
+        part = draw_count(test, study.use_images)
+        detector, spec, _ = load_detector(run.weights_file)
+        spec = override_spec(spec, study.uses[self.use])
+        found = run_detector(
+            detector,
+            spec,
+            part.records,
+            proposals,
+            device=workshop.device,
+            workers=workshop.workers,
+            reporter=workshop.reporter,
+        )
+        return {"seed": self.train.seed, self.use: average_precisions(part, found), **_provenance(run)}
+
+
+@dataclass(frozen=True)
+class NeglectJob:
+    """Claim C13: leave one class out of a trained detector's mini-batches, then let it be chosen again."""
+
+    train: TrainJob
+    steps: int = 120
+
+    @property
+    def name(self) -> str:
+        """Of its result."""
+        return f"neglect-s{self.train.seed}"
+
+    @property
+    def group(self) -> str:
+        """See :attr:`TuneJob.group`."""
+        return self.train.group
+
+    def missing(self, workshop: Workshop) -> list[str]:
+        """The result of the training."""
+        return [self.train.name] if workshop.results.get(self.train.name) is None else []
+
+    def run(self, workshop: Workshop) -> Result:
+        """See :func:`ohem.studies.neglect.neglect`."""
+        recipe = self.train.recipe(workshop)
+        run = _train(self.train.name, recipe, workshop.study.data[self.train.training.data], workshop)
+        images, proposals = workshop.train_images(self.train.training, recipe)
+        detector, spec, _ = load_detector(run.weights_file)
+        left_out = 1 + self.train.seed % len(images.classes)
+        seen = neglect(detector, spec, recipe, images, proposals, left_out, self.steps, workshop.reporter)
+        return {"seed": self.train.seed, "class": images.classes[left_out - 1], **seen, **_provenance(run)}
+
+
+@dataclass(frozen=True)
+class CostJob:
+    """Time and memory of full-size training steps (table 2), in a process of its own."""
+
+    network: str
+    form: str
+    steps: int = 10
+
+    @property
+    def name(self) -> str:
+        """Of its result."""
+        return f"cost-{self.network}-{self.form}"
+
+    @property
+    def group(self) -> str:
+        """All on one machine, so that ratios mean something."""
+        return "cost"
+
+    def missing(self, workshop: Workshop) -> list[str]:
+        """Nothing."""
+        return []
+
+    def run(self, workshop: Workshop) -> Result:
+        """See :mod:`ohem.studies.cost`."""
+        data = workshop.study.data["main"]
+        sources = [word for source in data.train for word in ("--data", source)]
+        files = [word for file in data.proposals for word in ("--proposals", file)]
+        command = ["-m", "ohem.studies.cost", self.network, self.form, "--steps", str(self.steps), *sources, *files]
+        done = subprocess.run([sys.executable, *command], check=False, capture_output=True, text=True)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise OhemError(f"{self.name}: stopped with exit code {done.returncode}: {last}")
+        return {**json.loads(done.stdout.splitlines()[-1]), "machine": machine(), "date": date.today().isoformat()}
+
+
+Job = TuneJob | TrainJob | UseJob | NeglectJob | CostJob
+
+
+def average_precisions(images: DetectionDataset, found: Mapping[ImageId, Detections]) -> dict[str, float | None]:
+    """In percent: ``map50`` and ``map70`` (VOC07's 11 points), ``ap:CLASS`` at 0.5, and ``coco:AP`` and so on."""
+    voc, coco = evaluate_voc(images, found), evaluate_coco(images, found)
+    values = {"map50": voc.mean_ap, "map70": evaluate_voc(images, found, iou_threshold=0.7).mean_ap}
+    values |= {f"ap:{name}": float(ap) for name, ap in zip(voc.classes, voc.ap, strict=True)}
+    values |= {f"coco:{name}": value for name, value in coco.numbers.items()}
+    return {name: None if value != value else round(100 * value, 4) for name, value in values.items()}
+
+
+def data_spec(classes: Sequence[str]) -> DataSpec:
+    """A study's class list; objects of other classes are left out and counted."""
+    return DataSpec(classes=tuple(classes) or None, other_classes="drop" if classes else "error", bad_boxes="drop")
+
+
+def settings_digest(recipe: Recipe) -> str:
+    """Twelve digits that differ when anything in the recipe does; fields added to recipes later leave them as they are."""
+    values = recipe.model_dump(mode="json", exclude_defaults=True)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _recipe(training: Training, data: Data, *overrides: str) -> Recipe:
+    spec = data_spec(data.classes)
+    named = [f"data.classes=[{','.join(spec.classes)}]"] if spec.classes else []
+    rules = [f"data.other_classes={spec.other_classes}", f"data.bad_boxes={spec.bad_boxes}"]
+    return load_recipe(training.recipe, [*named, *rules, *training.overrides, *overrides])
+
+
+def _train(name: str, recipe: Recipe, data: Data, workshop: Workshop) -> Run:
+    """The finished run of that name: begun, gone on with, or found."""
+    folder, say = workshop.run_folder(name), workshop.reporter
+    if folder.exists() and Run.open(folder).recipe() != recipe:
+        raise OhemError(f"{folder}: found a run of another recipe; allowed: another --out, or the folder removed")
+    if folder.exists():
+        finished = resume(folder, device=workshop.device, workers=workshop.workers, reporter=say)
+    else:
+        sources = Sources(data.train, proposals=data.proposals)
+        _, finished = train(
+            recipe, sources, folder=folder, device=workshop.device, workers=workshop.workers, reporter=say
+        )
+    if not finished:
+        raise KeyboardInterrupt
+    return Run.open(folder)
+
+
+def _provenance(run: Run) -> Result:
+    info = run.info()
+    return {"fingerprint": info["data"]["fingerprint"], "machine": info["machine"], "date": date.today().isoformat()}
+
+
+def run_job(job: Job, workshop: Workshop) -> None:
+    """Run a job and keep its result with the time it took; a tuning run's folder is removed then, being of no more use."""
+    start = time.perf_counter()
+    result = job.run(workshop)
+    workshop.results.put(job.name, {**result, "job_seconds": round(time.perf_counter() - start, 1)})
+    if isinstance(job, TuneJob):
+        shutil.rmtree(workshop.run_folder(job.name))

@@ -1,0 +1,113 @@
+"""``ohem reproduce``: what is asked for, run as far as it goes, and reported."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ohem.data.builtin import make_builtin
+from ohem.errors import OhemError
+from ohem.recipes.recipe import load_recipe
+from ohem.studies.full import full_study
+from ohem.studies.jobs import Job, Workshop
+from ohem.studies.mini import mini_study
+from ohem.studies.plan import Data, Study
+from ohem.studies.report import Report, make_report, write_report
+from ohem.studies.runner import Progress, plan_jobs, progress_of, run_jobs, shard_of
+from ohem.workflow import Reporter
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """A study in parts: this machine's is number ``part`` of ``parts``, from 0."""
+
+    part: int = 0
+    parts: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Sharing":
+        """``0/2`` is the first of two parts.
+
+        Raises:
+            OhemError: not that.
+        """
+        part, slash, parts = text.partition("/")
+        if not (slash and part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+            raise OhemError(f"shard: found {text!r}; allowed: I/N with I from 0 to N - 1, such as 0/2 and 1/2")
+        return cls(int(part), int(parts))
+
+
+def open_study(
+    scale: Literal["full", "mini"],
+    out: Path,
+    *,
+    data: str | None = None,
+    test: str | None = None,
+    coco: str | None = None,
+    classes: Sequence[str] = (),
+    recipe: str | None = None,
+) -> Study:
+    """The study of a scale over someone's data.
+
+    Args:
+        scale: ``full``: the paper's networks, data and schedules. ``mini``: one small network.
+        out: where built-in data go.
+        data: full: the folder that ``ohem data`` filled. mini: a data source; or a VOC folder with the splits trainval
+            and test, and their proposals in ``selective_search/trainval.mat`` and ``test.mat`` if there are any. None,
+            mini only: the built-in data.
+        test: mini: the source of the test images.
+        coco: mini: a COCO source, of which 30 % are held out to test on.
+        classes: mini: the class list.
+        recipe: mini: what all trainings share.
+
+    Raises:
+        OhemError: arguments that do not go together.
+    """
+    if scale == "full":
+        if data is None or test or coco or classes or recipe:
+            raise OhemError("reproduce: found no --data, or settings of mini; allowed with --scale full: --data DIR alone")
+        return full_study(Path(data))
+    found = {"main": _main_data(data, test, tuple(classes), out)}
+    if coco is not None:
+        found["coco"] = Data((coco,))
+    name = recipe or ("mini_demo" if data is None else "mini")
+    return mini_study(found, name, load_recipe(name).detector.image.shortest)
+
+
+def _main_data(data: str | None, test: str | None, classes: tuple[str, ...], out: Path) -> Data:
+    if data is None:
+        folder = make_builtin(out / "data", train_images=400, test_images=200)
+        return Data((f"{folder}@train",), (f"{folder}@test",))
+    if test is not None:
+        return Data((data,), (test,), classes=classes)
+    splits, folder = [f"{data}@trainval", f"{data}@test"], Path(data)
+    if not all((folder / "ImageSets/Main" / f"{name}.txt").is_file() for name in ("trainval", "test")):
+        raise OhemError(f"{data}: found no splits trainval and test; allowed: a VOC folder with them, or --test DATA")
+    files = [folder / "selective_search" / f"{name}.mat" for name in ("trainval", "test")]
+    named = [(str(file),) if file.is_file() else () for file in files]
+    return Data((splits[0],), (splits[1],), named[0], named[1], classes)
+
+
+def plan(workshop: Workshop, target: str, seeds: int, sharing: Sharing) -> tuple[list[Job], Progress]:
+    """This part's jobs, and what is done of them."""
+    jobs = shard_of(plan_jobs(workshop.study, target, seeds), sharing.part, sharing.parts)
+    return jobs, progress_of(jobs, workshop)
+
+
+def reproduce(workshop: Workshop, target: str, seeds: int, sharing: Sharing) -> tuple[Report, Path]:
+    """Run what is not finished and write the page; what cannot be run is listed there, and the rest goes on."""
+    jobs, _ = plan(workshop, target, seeds, sharing)
+    not_run = run_jobs(jobs, workshop)
+    return report(workshop, target, seeds, not_run)
+
+
+def report(workshop: Workshop, target: str, seeds: int, not_run: dict[str, str]) -> tuple[Report, Path]:
+    """The page of what is finished so far."""
+    made = make_report(workshop, target, seeds, not_run)
+    return made, write_report(made, workshop.out, target)
+
+
+def show(made: Report, reporter: Reporter) -> None:
+    """Say what could not be run."""
+    for name, why in made.not_run:
+        reporter.say(f"not run: {name}: {why}")

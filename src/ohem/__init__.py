@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ohem.models.weights import load_detector
     from ohem.pictures import detect_pictures
     from ohem.recipes.recipe import Recipe, load_recipe
+    from ohem.reweighting import FocalLoss, GradientHarmonized
     from ohem.rivals import IoUBalancedSampler, QuotaSampler, RankSampler, StratifiedSampler
     from ohem.rois import Rois, label_rois
     from ohem.samplers import AllSampler, HardSampler, RandomSampler, Sampler, hard_examples
@@ -26,6 +27,8 @@ _HOME = {
     "DataError": "errors",
     "FastRCNN": "models.fast_rcnn",
     "Fault": "errors",
+    "FocalLoss": "reweighting",
+    "GradientHarmonized": "reweighting",
     "HardSampler": "samplers",
     "IoUBalancedSampler": "rivals",
     "OhemError": "errors",
@@ -55,6 +58,8 @@ __all__ = [
     "DataError",
     "FastRCNN",
     "Fault",
+    "FocalLoss",
+    "GradientHarmonized",
     "HardSampler",
     "IoUBalancedSampler",
     "OhemError",

@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ohem.errors import OhemError
 from ohem.recipes.recipe import Recipe, ScheduleSpec, built_in_recipes, dump_recipe, load_recipe
+from ohem.reweighting import FocalLoss, GradientHarmonized, LogLoss
+from ohem.rivals import IoUBalancedSampler, QuotaSampler, RankSampler, StratifiedSampler
 from ohem.samplers import AllSampler, HardSampler, RandomSampler
 
 
@@ -32,12 +35,43 @@ def test_the_paper_s_recipes_have_the_paper_s_numbers() -> None:
     assert load_recipe("vgg16", ["sampler=random"]).sampler == RandomSampler(64, 0.25, 0.1)
 
 
-def test_samplers_are_three_values_of_one_setting() -> None:
+def test_samplers_are_values_of_one_setting() -> None:
     assert load_recipe("lite0", ["sampler=hard"]).sampler == HardSampler()
     assert load_recipe("lite0", ["sampler=random"]).sampler == RandomSampler()
     assert load_recipe("lite0", ["sampler=all"]).sampler == AllSampler()
     assert load_recipe("lite0", ["sampler={kind: random, bg_lo: 0.0}"]).sampler == RandomSampler(bg_lo=0.0)
     assert load_recipe("lite0", ["sampler=hard", "sampler.nms_iou=null"]).sampler == HardSampler(nms_iou=None)
+    assert load_recipe("lite0", ["sampler=iou_balanced", "sampler.bins=5"]).sampler == IoUBalancedSampler(bins=5)
+    assert load_recipe("lite0", ["sampler={kind: rank, pressure: 10}"]).sampler == RankSampler(pressure=10)
+    assert load_recipe("lite0", ["sampler={kind: stratified, strata: 2}"]).sampler == StratifiedSampler(strata=2)
+    assert load_recipe("lite0", ["sampler=quota"]).sampler == QuotaSampler()
+
+
+def test_losses_are_values_of_another_setting() -> None:
+    assert load_recipe("lite0").loss == LogLoss()
+    assert load_recipe("lite0", ["loss=log"]).loss == LogLoss()
+    assert load_recipe("lite0", ["loss=focal"]).loss == FocalLoss()
+    assert load_recipe("lite0", ["loss={kind: focal, gamma: 1, alpha: null}"]).loss == FocalLoss(1.0, None)
+    assert load_recipe("lite0", ["loss=ghm", "loss.bins=10"]).loss == GradientHarmonized(10)
+
+
+@pytest.mark.parametrize("sampler", ["hard", "random", "all", "iou_balanced", "rank", "stratified", "quota"])
+@pytest.mark.parametrize("loss", ["log", "focal", "ghm"])
+@pytest.mark.parametrize("mining", ["read_only", "loss_layer"])
+def test_every_method_comes_back_from_its_own_text(sampler: str, loss: str, mining: str, tmp_path: Path) -> None:
+    recipe = load_recipe("lite0", [f"sampler={sampler}", f"loss={loss}", f"mining={mining}"])
+    (tmp_path / "copy.yaml").write_text(dump_recipe(recipe))
+    assert load_recipe(str(tmp_path / "copy.yaml")) == recipe
+    written = yaml.safe_load(dump_recipe(recipe))
+    assert (written["sampler"]["kind"], written["loss"]["kind"], written["mining"]) == (sampler, loss, mining)
+
+
+def test_recipes_from_before_there_were_losses_and_forms_of_mining_still_load(tmp_path: Path) -> None:
+    recipe = load_recipe("vgg16", ["seed=3"])
+    values = yaml.safe_load(dump_recipe(recipe))
+    del values["loss"], values["mining"]
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump(values))
+    assert load_recipe(str(tmp_path / "old.yaml")) == recipe
 
 
 def test_every_field_can_be_set_on_the_command_line() -> None:
@@ -57,7 +91,15 @@ def test_every_field_can_be_set_on_the_command_line() -> None:
         (["iterations=many", "seed=-1"], ["lite0: iterations: found 'many'; ", "lite0: seed: found -1; "]),
         (["detector.head.pool=mean"], ["lite0: detector.head.pool: found 'mean'; allowed: 'max' or 'align'"]),
         (["sampler=hard", "sampler.cap=batch", "accumulate=true"], ["lite0: accumulate: found true; allowed with"]),
-        (["sampler=5"], ["lite0: sampler.kind: found None; allowed: hard, random, all"]),
+        (["sampler=5"], ["lite0: sampler.kind: found None; allowed: hard, random, all, iou_balanced, rank, stratified, quota"]),
+        (["sampler={kind: hard, rois_per_image: 0}"], ["lite0: sampler.rois_per_image: found 0; allowed: 1 or more"]),
+        (["sampler={kind: rank, pressure: high}"], ["lite0: sampler.pressure: found 'high'; "]),
+        (["sampler={kind: rank, presure: 5}"], ["lite0: sampler.presure: found an unknown field; allowed for rank: rois_per_image, "]),
+        (["loss=hinge"], ["lite0: loss.kind: found 'hinge'; allowed: log, focal, ghm"]),
+        (["loss={kind: log, gamma: 2}"], ["lite0: loss.gamma: found an unknown field; allowed for log: none"]),
+        (["loss={kind: focal, gamma: -1}"], ["lite0: loss.gamma: found -1.0; allowed: 0 or more"]),
+        (["mining=offline"], ["lite0: mining: found 'offline'; allowed: 'read_only' or 'loss_layer'"]),
+        (["sampler=hard", "sampler.cap=batch", "loss=focal"], ["lite0: loss: found focal; allowed with sampler.cap 'batch': log"]),
         (["seed.x=1"], ["seed.x: found a field inside seed"]),
         (["optimizer.lr=[1"], ["optimizer.lr: found '[1'; allowed: a YAML value"]),
     ],

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 
 from ohem.losses import RoiLosses, mean_losses, roi_losses
+from ohem.rivals import IoUBalancedSampler, QuotaSampler, RankSampler, StratifiedSampler
 from ohem.rois import Rois
 from ohem.samplers import AllSampler, HardSampler, RandomSampler, hard_examples
 
@@ -518,7 +519,7 @@ def test_the_rules_of_the_heuristic_hold(labels, size, share, bg_lo, random):
         assert background == min(size - foreground, all_background)
 
 
-# --------------------------------------------------------------------------------------------------------- all three
+# --------------------------------------------------------------------------------------------------------------- all
 
 
 def test_all_sampler_takes_everything_that_is_not_ignored():
@@ -534,6 +535,10 @@ SAMPLERS = [
     RandomSampler(2, fg_fraction=0.5),
     RandomSampler(2, fg_fraction=None),
     AllSampler(),
+    IoUBalancedSampler(2, fg_fraction=0.5),
+    RankSampler(2),
+    StratifiedSampler(2),
+    QuotaSampler(2, fg_fraction=0.5),
 ]
 
 

@@ -1,6 +1,7 @@
 """Training: it learns, it resumes to the bit, its arms are paired, and its folder explains itself."""
 
 import json
+import math
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -110,16 +111,54 @@ def test_every_image_comes_once_an_epoch_and_a_resumed_order_is_the_rest_of_the_
     assert all(draw == Draw(draw.index) for batch in training_batches(7, 2, range(9), 3, flip=False) for draw in batch)
 
 
-def test_accumulated_images_give_the_batch_s_weights(shapes: Path, tmp_path: Path) -> None:
+METHODS = [
+    ("sampler.rois_per_image=16",),
+    ("sampler={kind: iou_balanced, rois_per_image: 16}",),
+    ("sampler={kind: rank, rois_per_image: 16}",),
+    ("sampler={kind: stratified, rois_per_image: 16}",),
+    ("sampler={kind: quota, rois_per_image: 16}",),
+    ("sampler=all", "loss=focal"),
+    ("sampler=all", "loss=ghm"),
+    ("sampler.rois_per_image=16", "mining=loss_layer"),
+    ("sampler={kind: rank, rois_per_image: 16}", "mining=loss_layer"),
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=" ".join)
+def test_accumulated_images_give_the_batch_s_weights(method: tuple[str, ...], shapes: Path, tmp_path: Path) -> None:
     images = AnnotatedImages(*open_shapes(shapes, "train"))
     weights = []
     for accumulate in ("true", "false"):
-        recipe = small_recipe("iterations=2", f"accumulate={accumulate}", "optimizer.kind=sgd", "optimizer.lr=0.001")
+        settings = ("iterations=2", f"accumulate={accumulate}", "optimizer.kind=sgd", "optimizer.lr=0.001")
+        recipe = small_recipe(*method, *settings, "log_every=1")
         run = start(tmp_path / accumulate, recipe, images)
+        assert train(run, recipe, new_detector(recipe, images), images, workers=0)
+        weights.append(load_file(run.weights_file))
+        for record in run.log():
+            assert all(
+                math.isfinite(record[name]) for name in ("loss_cls", "loss_box", "loss_all_rois") if record[name]
+            )
+            assert record["loss_cls"] > 0
+    for name, tensor in weights[0].items():
+        assert tensor.isfinite().all()
+        torch.testing.assert_close(tensor, weights[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_both_forms_of_mining_end_in_the_same_weights(shapes: Path, tmp_path: Path) -> None:
+    images = AnnotatedImages(*open_shapes(shapes, "train"))
+    weights, logs = [], []
+    for mining in ("read_only", "loss_layer"):
+        recipe = small_recipe(f"mining={mining}", "iterations=3", "optimizer.kind=sgd", "optimizer.lr=0.001")
+        run = start(tmp_path / mining, recipe, images)
         train(run, recipe, new_detector(recipe, images), images, workers=0)
         weights.append(load_file(run.weights_file))
+        logs.append(run.log()[-1])
     for name, tensor in weights[0].items():
         torch.testing.assert_close(tensor, weights[1][name], rtol=1e-4, atol=1e-6)
+    for name in ("loss_selected_rois", "loss_all_rois", "foreground_share"):
+        assert logs[0][name] == pytest.approx(logs[1][name], rel=1e-4)
+    assert logs[0]["seconds"]["ranking"] > 0
+    assert logs[1]["seconds"]["ranking"] == 0
 
 
 def test_the_log_keeps_selected_and_all_rois_apart(shapes: Path, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ohem.models.weights import load_detector
     from ohem.pictures import detect_pictures
     from ohem.recipes.recipe import Recipe, load_recipe
+    from ohem.reweighting import FocalLoss, GradientHarmonized
+    from ohem.rivals import IoUBalancedSampler, QuotaSampler, RankSampler, StratifiedSampler
     from ohem.rois import Rois, label_rois
     from ohem.samplers import AllSampler, HardSampler, RandomSampler, Sampler, hard_examples
     from ohem.training.run import Sources
@@ -25,14 +27,20 @@ _HOME = {
     "DataError": "errors",
     "FastRCNN": "models.fast_rcnn",
     "Fault": "errors",
+    "FocalLoss": "reweighting",
+    "GradientHarmonized": "reweighting",
     "HardSampler": "samplers",
+    "IoUBalancedSampler": "rivals",
     "OhemError": "errors",
+    "QuotaSampler": "rivals",
     "RandomSampler": "samplers",
+    "RankSampler": "rivals",
     "Recipe": "recipes.recipe",
     "RoiLosses": "losses",
     "Rois": "rois",
     "Sampler": "samplers",
     "Sources": "training.run",
+    "StratifiedSampler": "rivals",
     "detect_pictures": "pictures",
     "evaluate": "workflow",
     "hard_examples": "samplers",
@@ -50,14 +58,20 @@ __all__ = [
     "DataError",
     "FastRCNN",
     "Fault",
+    "FocalLoss",
+    "GradientHarmonized",
     "HardSampler",
+    "IoUBalancedSampler",
     "OhemError",
+    "QuotaSampler",
     "RandomSampler",
+    "RankSampler",
     "Recipe",
     "RoiLosses",
     "Rois",
     "Sampler",
     "Sources",
+    "StratifiedSampler",
     "detect_pictures",
     "evaluate",
     "hard_examples",

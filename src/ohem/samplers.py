@@ -5,6 +5,7 @@ no network. Losses come from ``score``, which runs the read-only RoI network ove
 sampler that does not look at losses pays nothing for them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -111,7 +112,7 @@ class HardSampler:
     fill: bool = False
 
     def __post_init__(self) -> None:
-        _require_positive(self.rois_per_image)
+        require_at_least("rois_per_image", self.rois_per_image, 1)
 
     def __call__(self, rois: list[Rois], score: Score, rng: Generator) -> list[Tensor]:
         """The hardest RoIs of each image, hardest first; ``rng`` is not used."""
@@ -157,7 +158,9 @@ class RandomSampler:
     bg_lo: float = 0.1
 
     def __post_init__(self) -> None:
-        _require_positive(self.rois_per_image)
+        require_at_least("rois_per_image", self.rois_per_image, 1)
+        if self.fg_fraction is not None:
+            require_share("fg_fraction", self.fg_fraction)
 
     def __call__(self, rois: list[Rois], score: Score, rng: Generator) -> list[Tensor]:
         """A random choice for each image; ``score`` is not called."""
@@ -167,9 +170,9 @@ class RandomSampler:
         foreground = (rois.labels > 0).nonzero().squeeze(1)
         background = ((rois.labels == 0) & (rois.max_iou >= self.bg_lo)).nonzero().squeeze(1)
         if self.fg_fraction is None:
-            return _choose(torch.cat([foreground, background]), self.rois_per_image, rng)
-        chosen_fg = _choose(foreground, round(self.fg_fraction * self.rois_per_image), rng)
-        chosen_bg = _choose(background, self.rois_per_image - len(chosen_fg), rng)
+            return draw(torch.cat([foreground, background]), self.rois_per_image, rng)
+        chosen_fg = draw(foreground, round(self.fg_fraction * self.rois_per_image), rng)
+        chosen_bg = draw(background, self.rois_per_image - len(chosen_fg), rng)
         return torch.cat([chosen_fg, chosen_bg])
 
 
@@ -182,11 +185,18 @@ class AllSampler:
         return [(image.labels >= 0).nonzero().squeeze(1) for image in rois]
 
 
-def _require_positive(rois_per_image: int) -> None:
-    if rois_per_image < 1:
-        raise ValueError(f"rois_per_image: found {rois_per_image}; allowed: 1 or more")
+def require_at_least(name: str, value: float, least: float) -> None:
+    """Raise ValueError for a setting that is too small, infinite, or not a number."""
+    if not least <= value < math.inf:
+        raise ValueError(f"{name}: found {value}; allowed: {least} or more")
 
 
-def _choose(indices: Tensor, k: int, rng: Generator) -> Tensor:
+def require_share(name: str, value: float) -> None:
+    """Raise ValueError for a setting that is no share of a whole."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: found {value}; allowed: 0 to 1")
+
+
+def draw(indices: Tensor, k: int, rng: Generator) -> Tensor:
     """At most k of the indices, at random and without repetition."""
     return indices[torch.randperm(len(indices), generator=rng)[:k].to(indices.device)]

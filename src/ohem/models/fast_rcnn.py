@@ -13,6 +13,7 @@ from ohem.boxes import DeltaStats, decode_deltas
 from ohem.losses import RoiLosses, mean_losses, require_finite, roi_losses
 from ohem.models.backbones import Backbone
 from ohem.models.roi_head import RoIHead, read_only
+from ohem.reweighting import LogLoss, Reweighting
 from ohem.rois import Rois, label_rois
 from ohem.samplers import HardSampler, Sampler
 
@@ -28,13 +29,14 @@ class TrainingStep:
         losses: ``loss_cls`` and ``loss_box``, scalars to be summed and differentiated.
         rois: the candidates of each image.
         selected: the indices of those that trained.
-        score: the read-only pass over this step's RoIs, with the losses it gave where the sampler asked for them.
+        score: the read-only pass over this step's RoIs, with the losses it gave where the sampler asked for them; in
+            the loss-layer form, the losses of the one pass.
     """
 
     losses: dict[str, Tensor]
     rois: list[Rois]
     selected: list[Tensor]
-    score: "ReadOnlyPass"
+    score: "ReadOnlyPass | LossLayer"
 
 
 @dataclass
@@ -60,6 +62,23 @@ class ReadOnlyPass:
         return self.losses
 
 
+@dataclass
+class LossLayer:
+    """The ``score`` of the loss-layer form: losses that the regular network has computed already, without gradient.
+
+    Attributes:
+        losses: of all RoIs.
+        seconds: 0; the pass is part of training.
+    """
+
+    losses: list[RoiLosses]
+    seconds: float = 0.0
+
+    def __call__(self, *, dropout: bool = True) -> list[RoiLosses]:
+        """The losses of the one pass, in which dropout is as in training whatever is asked for."""
+        return self.losses
+
+
 class FastRCNN(nn.Module):
     """Backbone, RoI head, and a sampler that decides which RoIs train.
 
@@ -73,6 +92,11 @@ class FastRCNN(nn.Module):
         fg_iou: see :func:`ohem.rois.label_rois`.
         ignore: see :func:`ohem.rois.label_rois`.
         loss_over: see :func:`ohem.losses.mean_losses`.
+        reweight: what becomes of the losses of the chosen RoIs before they are averaged; see :mod:`ohem.reweighting`.
+            It expects ``loss_over`` to be "image".
+        mining: section 4.2's two forms. "read_only" scores all RoIs without gradient and trains on the chosen ones.
+            "loss_layer" runs all RoIs through the regular network, once, and zeroes the losses of those that were not
+            chosen: the same gradients, at the cost of a backward pass and activations of all RoIs.
         smooth_l1_beta: see :func:`ohem.losses.roi_losses`.
         ranking_chunk: RoIs scored at once by the read-only pass.
     """
@@ -91,6 +115,8 @@ class FastRCNN(nn.Module):
         fg_iou: float = 0.5,
         ignore: bool = True,
         loss_over: Literal["image", "batch"] = "image",
+        reweight: Reweighting | None = None,
+        mining: Literal["read_only", "loss_layer"] = "read_only",
         smooth_l1_beta: float = 1.0,
         ranking_chunk: int = 512,
     ) -> None:
@@ -98,6 +124,8 @@ class FastRCNN(nn.Module):
         self.backbone, self.head, self.num_classes = backbone, head, num_classes
         self.sampler: Sampler = sampler or HardSampler()
         self.fg_iou, self.ignore, self.loss_over = fg_iou, ignore, loss_over
+        self.reweight: Reweighting = reweight or LogLoss()
+        self.mining: Literal["read_only", "loss_layer"] = mining
         self.smooth_l1_beta, self.ranking_chunk = smooth_l1_beta, ranking_chunk
         stats = stats or DeltaStats.fixed(num_classes)
         self.register_buffer("delta_mean", stats.mean.clone())
@@ -138,7 +166,7 @@ class FastRCNN(nn.Module):
         targets: Sequence[Target],
         rng: Generator | None = None,
     ) -> TrainingStep:
-        """One forward pass of section 4.1: label all RoIs, let the sampler choose, and compute the loss of those.
+        """The forward pass of section 4.1: label all RoIs, let the sampler choose, and compute the loss of those.
 
         Raises:
             ValueError: a box without area.
@@ -146,13 +174,34 @@ class FastRCNN(nn.Module):
         """
         rois = [self.label(boxes, target) for boxes, target in zip(proposals, targets, strict=True)]
         features = self.features(images)
-        score = ReadOnlyPass(self, features, rois)
-        selected = self.sampler(rois, score, rng or torch.default_generator)
+        choose = self._mine_in_loss_layer if self.mining == "loss_layer" else self._mine_read_only
+        losses, selected, score = choose(features, rois, rng or torch.default_generator)
         chosen = [image[index] for image, index in zip(rois, selected, strict=True)]
-        losses = [self._losses(feature, image) for feature, image in zip(features, chosen, strict=True)]
         require_finite(losses, chosen)
-        mean = mean_losses(losses, self.loss_over)
+        mean = mean_losses(self.reweight(losses, chosen), self.loss_over)
         return TrainingStep({"loss_cls": mean.cls, "loss_box": mean.box}, rois, selected, score)
+
+    def _mine_read_only(
+        self, features: list[Tensor], rois: list[Rois], rng: Generator
+    ) -> tuple[list[RoiLosses], list[Tensor], ReadOnlyPass]:
+        """Two passes: all RoIs without gradient, where the sampler asks for it; then the chosen ones with gradient."""
+        score = ReadOnlyPass(self, features, rois)
+        selected = self.sampler(rois, score, rng)
+        losses = [
+            self._losses(feature, image[index]) for feature, image, index in zip(features, rois, selected, strict=True)
+        ]
+        return losses, selected, score
+
+    def _mine_in_loss_layer(
+        self, features: list[Tensor], rois: list[Rois], rng: Generator
+    ) -> tuple[list[RoiLosses], list[Tensor], LossLayer]:
+        """One pass over all RoIs with gradient, which also ranks."""
+        losses = [self._losses(feature, image) for feature, image in zip(features, rois, strict=True)]
+        require_finite(losses, rois)
+        score = LossLayer([RoiLosses(loss.cls.detach(), loss.box.detach()) for loss in losses])
+        selected = self.sampler(rois, score, rng)
+        # What is left out gets a gradient of zero, and is carried through the whole backward pass with it.
+        return [loss[index] for loss, index in zip(losses, selected, strict=True)], selected, score
 
     def label(self, proposals: Tensor, target: Target) -> Rois:
         """The candidates of one image: its proposals (P, 4) and annotated objects; see :func:`ohem.rois.label_rois`."""

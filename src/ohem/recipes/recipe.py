@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -23,38 +23,70 @@ from pydantic import (
 
 from ohem.errors import OhemError
 from ohem.models.spec import DetectorSpec, Spec
+from ohem.reweighting import FocalLoss, GradientHarmonized, LogLoss, Reweighting
+from ohem.rivals import IoUBalancedSampler, QuotaSampler, RankSampler, StratifiedSampler
 from ohem.samplers import AllSampler, HardSampler, RandomSampler, Sampler
 
-SAMPLERS: Mapping[str, type] = {"hard": HardSampler, "random": RandomSampler, "all": AllSampler}
+_T = TypeVar("_T")
 
 
-def _read_sampler(value: Any) -> Sampler:
-    """``hard``, or ``{kind: hard, nms_iou: 0.5}``."""
-    if isinstance(value, tuple(SAMPLERS.values())):
-        return value  # type: ignore[return-value]
-    options = {"kind": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
-    kind = options.pop("kind", None)
-    if kind not in SAMPLERS:
-        raise ValueError(f"kind: found {kind!r}; allowed: {', '.join(SAMPLERS)}")
-    known = [field.name for field in fields(SAMPLERS[kind])]
-    for name in options:
-        if name not in known:
-            raise ValueError(f"{name}: found an unknown field; allowed for {kind}: {', '.join(known) or 'none'}")
-    try:
-        sampler: Sampler = TypeAdapter(SAMPLERS[kind]).validate_python(options)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{where}: found {first['input']!r}; {first['msg']}") from error
-    return sampler
+class Kinds(Generic[_T]):
+    """A setting that is one of several data classes, told apart by ``kind``; their fields are its options.
+
+    Args:
+        kinds: the classes by name.
+    """
+
+    def __init__(self, kinds: Mapping[str, type[_T]]) -> None:
+        self._kinds = kinds
+
+    def read(self, value: Any) -> _T:
+        """From ``hard``, ``{kind: hard, nms_iou: 0.5}``, or an object of one of the classes.
+
+        Raises:
+            ValueError: a kind or an option that is unknown or wrong.
+        """
+        for cls in self._kinds.values():
+            if isinstance(value, cls):
+                return value
+        options = {"kind": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
+        kind = options.pop("kind", None)
+        if kind not in self._kinds:
+            raise ValueError(f"kind: found {kind!r}; allowed: {', '.join(self._kinds)}")
+        known = [field.name for field in fields(self._kinds[kind])]  # type: ignore[arg-type]
+        for name in options:
+            if name not in known:
+                raise ValueError(f"{name}: found an unknown field; allowed for {kind}: {', '.join(known) or 'none'}")
+        try:
+            return TypeAdapter(self._kinds[kind]).validate_python(options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            if first["type"] == "value_error":  # the class's own words name the field
+                raise first["ctx"]["error"] from error
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{where}: found {first['input']!r}; {first['msg']}") from error
+
+    def write(self, value: _T) -> dict[str, Any]:
+        """As :meth:`read` reads it, defaults included."""
+        kind = next(name for name, cls in self._kinds.items() if type(value) is cls)
+        return {"kind": kind, **asdict(value)}  # type: ignore[call-overload]
 
 
-def _write_sampler(sampler: Sampler) -> dict[str, Any]:
-    kind = next(name for name, cls in SAMPLERS.items() if type(sampler) is cls)
-    return {"kind": kind, **asdict(sampler)}  # type: ignore[call-overload]
+SAMPLERS: Kinds[Sampler] = Kinds(
+    {
+        "hard": HardSampler,
+        "random": RandomSampler,
+        "all": AllSampler,
+        "iou_balanced": IoUBalancedSampler,
+        "rank": RankSampler,
+        "stratified": StratifiedSampler,
+        "quota": QuotaSampler,
+    }
+)
+LOSSES: Kinds[Reweighting] = Kinds({"log": LogLoss, "focal": FocalLoss, "ghm": GradientHarmonized})
 
-
-SamplerField = Annotated[Sampler, PlainValidator(_read_sampler), PlainSerializer(_write_sampler)]
+SamplerField = Annotated[Sampler, PlainValidator(SAMPLERS.read), PlainSerializer(SAMPLERS.write)]
+LossField = Annotated[Reweighting, PlainValidator(LOSSES.read), PlainSerializer(LOSSES.write)]
 
 
 class DataSpec(Spec):
@@ -144,8 +176,12 @@ class Recipe(Spec):
 
     Attributes:
         detector: what is trained.
-        sampler: which RoIs train: ``hard`` (OHEM), ``random`` (Fast R-CNN's heuristic) or ``all``; with options:
-            ``{kind: hard, nms_iou: 0.5}``.
+        sampler: which RoIs train: ``hard`` (OHEM), ``random`` (Fast R-CNN's heuristic), ``all``, or a rival:
+            ``iou_balanced``, ``rank``, ``stratified``, ``quota``; with options: ``{kind: hard, nms_iou: 0.5}``.
+        loss: what is minimised over the chosen RoIs: ``log`` (the paper's), or, made for ``sampler=all``, ``focal`` or
+            ``ghm``; with options: ``{kind: focal, gamma: 1.0}``.
+        mining: ``read_only`` or ``loss_layer``, the two forms of section 4.2 with the same gradients: see
+            :class:`ohem.models.fast_rcnn.FastRCNN`. The second is slower, and there to compare.
         data: see :class:`DataSpec`.
         optimizer: see :class:`OptimizerSpec`.
         schedule: see :class:`ScheduleSpec`.
@@ -164,6 +200,8 @@ class Recipe(Spec):
 
     detector: DetectorSpec = DetectorSpec()
     sampler: SamplerField = HardSampler()
+    loss: LossField = LogLoss()
+    mining: Literal["read_only", "loss_layer"] = "read_only"
     data: DataSpec = DataSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
@@ -179,9 +217,16 @@ class Recipe(Spec):
     snapshot_every: NonNegativeInt = 0
 
     @model_validator(mode="after")
-    def _cap_needs_one_pass(self) -> "Recipe":
-        if self.accumulate and getattr(self.sampler, "cap", "image") == "batch":
+    def _cap_joins_images(self) -> "Recipe":
+        if getattr(self.sampler, "cap", "image") != "batch":
+            return self
+        if self.accumulate:
             raise ValueError("accumulate: found true; allowed with sampler.cap 'batch': false, to rank images together")
+        if not isinstance(self.loss, LogLoss):
+            kind = LOSSES.write(self.loss)["kind"]
+            raise ValueError(
+                f"loss: found {kind}; allowed with sampler.cap 'batch': log; others weigh each image alone"
+            )
         return self
 
 

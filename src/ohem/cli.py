@@ -38,6 +38,7 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; defaul
 NEXT = """[bold]ohem[/bold] trains region-based object detectors on hard examples. What next?
 
   [cyan]ohem demo[/cyan]                                        see it work, no data needed
+  [cyan]ohem data[/cyan]                                        get the paper's data
   [cyan]ohem check[/cyan] MY_DATA@train                         find faults of a data set
   [cyan]ohem train[/cyan] lite0 --data MY_DATA@train            proposals, training
   [cyan]ohem evaluate[/cyan] runs/lite0 --data MY_DATA@test     average precision
@@ -58,6 +59,36 @@ def root(
         typer.echo(installed("ohem"))
     elif context.invoked_subcommand is None:
         Console().out(NEXT)
+
+
+@app.command("data")
+def get_data(
+    name: Annotated[str | None, typer.Argument(help="One of the list that [cyan]ohem data[/cyan] prints.")] = None,
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Where to unpack it; made if missing.")] = None,
+) -> None:
+    """Get the data of the paper: images, annotations, published proposals and weights. Alone: list what there is.
+
+    Can be stopped and started again. Nothing in DIR is written over. Without a network it says which files to put
+    there by hand.
+
+    Example: [cyan]ohem data voc07 voc[/cyan]
+    """
+    from ohem.data.download import get, in_words
+    from ohem.data.published import PUBLISHED, find_published
+
+    if name is None:
+        for one in PUBLISHED:
+            typer.echo(f"{one.name:<18}{in_words(one.size):>8}  {one.what}")
+            typer.echo(f"{'':<28}{', '.join(one.hosts)}; {one.licence}")
+        return
+    published = find_published(name)
+    if folder is None:
+        raise OhemError(f"data: found no folder; allowed: ohem data {name} DIR")
+    with Console() as console:
+        arguments = get(published, folder, say=console.say, progress=console.progress)
+        console.say(f"{published.what}; to use:")
+        for argument in arguments:
+            console.say(f"  {argument}")
 
 
 @app.command()

@@ -185,6 +185,7 @@ def test_faults_of_annotations_and_pictures_are_told_together(
         (["data", "voc7"], "found 'voc7' (did you mean voc07?); allowed: voc07, voc12"),
         (["data", "voc07"], "found no folder; allowed: ohem data voc07 DIR"),
         (["evaluate", "nowhere", "--data", "data"], "nowhere: found no such file"),
+        (["submit", "nowhere", "voc12", "--data", "data"], "nowhere: found no such file"),
         (["detect", "data", "x.jpg"], "data: found no run.json"),
     ],
 )  # fmt: skip

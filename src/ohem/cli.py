@@ -278,6 +278,50 @@ def evaluate(
 
 
 @app.command()
+def submit(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or a weights file.")],
+    server: Annotated[Literal["voc12", "coco"], typer.Argument(help="Whose classes and format.")],
+    data: Annotated[
+        str, typer.Option(help="The test set: VOC2012@test, or coco@test-dev2015. Annotations: none needed.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FIELD=VALUE]...", help="detection.refine=0.05, image.test_scales=\\[480,576]"),
+    ] = None,
+    proposals: ProposalFiles = None,
+    out: Annotated[Path | None, typer.Option(help="New folder; default in the run.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the method, at the server; default: the run's.")] = None,
+    testset: Annotated[str | None, typer.Option(help="COCO's name of the test set, if not as in the file's.")] = None,
+    weights: Annotated[Literal["best", "last"], typer.Option(help="best: on the validation split, if any.")] = "best",
+    device: Device = None,
+    workers: Workers = 1,
+) -> None:
+    """Detect in a test set whose annotations are secret, and pack the detections as its server wants them.
+
+    Examples: [cyan]ohem submit runs/vgg16 voc12 --data VOCdevkit/VOC2012@test[/cyan],
+    [cyan]ohem submit runs/vgg16 coco --data coco@test-dev2015 --testset test-dev2017[/cyan]
+    """
+    from ohem import submission
+
+    with Console() as console:
+        made = submission.submit(
+            run,
+            server,
+            data,
+            proposals=proposals or [],
+            out=out,
+            name=name,
+            test_set=testset,
+            weights=weights,
+            overrides=overrides or [],
+            device=device,
+            workers=workers,
+            reporter=console,
+        )
+    console.say(f"{made.detections} detections in {made.images} images of {made.test_set}; to be sent: {made.archive}")
+
+
+@app.command()
 def detect(
     run: Annotated[Path, typer.Argument(help="A run's folder, or a weights file.")],
     images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Files, folders, or globs in quotes.")],

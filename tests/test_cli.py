@@ -182,7 +182,10 @@ def test_faults_of_annotations_and_pictures_are_told_together(
         (["train", "lite0", "detector.backbone.name=lite9", "--data", "data"], "detector.backbone.name: found 'lite9'"),
         (["train", "lite0", "detector.backbone.strides=[7]", "detector.backbone.scales=[1]", "--data", "data"], "found [7]"),
         (["train", "lite0", "data.classes=[cat]", "--data", "data"], "allowed: cat"),
+        (["data", "voc7"], "found 'voc7' (did you mean voc07?); allowed: voc07, voc12"),
+        (["data", "voc07"], "found no folder; allowed: ohem data voc07 DIR"),
         (["evaluate", "nowhere", "--data", "data"], "nowhere: found no such file"),
+        (["submit", "nowhere", "voc12", "--data", "data"], "nowhere: found no such file"),
         (["detect", "data", "x.jpg"], "data: found no run.json"),
     ],
 )  # fmt: skip
@@ -201,6 +204,23 @@ def test_a_new_user_is_told_what_to_do_next() -> None:
     told = subprocess.run([sys.executable, "-m", "ohem"], capture_output=True, text=True, check=True).stdout
     assert "ohem demo" in told
     assert "ohem train" in told
+
+
+def test_what_data_there_is_is_listed_and_without_a_network_the_user_told_what_to_put_where(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ohem("data") == 0
+    listed = capsys.readouterr().out
+    for name in ("voc07", "voc12", "coco14", "coco-test", "selective-search", "imagenet-models", "ohem-models"):
+        assert f"\n{name} " in f"\n{listed}"
+    for name in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")  # nobody listens there
+    assert ohem("data", "selective-search", "boxes") == 2
+    complaint = capsys.readouterr().err.splitlines()
+    assert "found no way there" in complaint[0]
+    assert "/selective_search_data.tgz to boxes/selective_search_data.tgz (500 MB, md5:7078c1db" in complaint[1]
+    assert len(complaint) == 2
+    assert list((tmp_path / "boxes").iterdir()) == []
 
 
 def test_help_does_not_load_torch() -> None:

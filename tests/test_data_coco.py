@@ -159,3 +159,21 @@ def test_boxes_keep_the_order_of_the_file_within_their_image(root: Path) -> None
     for record in read(root).records:
         expected = [2 + index / 10 for index, place in enumerate(places) if place == record.id]
         np.testing.assert_allclose(record.boxes[:, 2], expected)
+
+
+def test_images_alone_need_no_annotations_and_those_there_are_not_looked_at(root: Path) -> None:
+    edit(root, lambda document: document["annotations"].append("no annotation"))
+    with pytest.raises(DataError, match=r"annotations\[3\]"):
+        read(root)
+    for _ in range(2):
+        data = read(root, annotations="none", classes=["person", "dog"])
+        assert (data.classes, data.category_ids) == (("person", "dog"), (7, 3))
+        assert [record.id for record in data.records] == [10, 20, 30]
+        assert (data.records[0].boxes.shape, data.records[0].labels.dtype) == ((0, 4), np.int64)
+        assert sum(len(record.boxes) for record in data.records) == 0
+        edit(root, lambda document: document.pop("annotations", None))
+    with pytest.raises(DataError, match="annotations: found nothing; allowed: a list"):
+        read(root)
+    edit(root, lambda document: document.pop("categories"))
+    with pytest.raises(DataError, match="categories: found nothing; allowed: a list"):
+        read(root, annotations="none")

@@ -166,3 +166,25 @@ def test_the_faults_of_all_sources_are_listed_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load_dataset([str(tmp_path / "a"), str(tmp_path / "b")])
     assert [fault.file.name for fault in caught.value.faults] == ["000003.xml", "2008_1.xml"]
+
+
+def test_test_sets_without_annotations_are_found_when_none_are_asked_for(tmp_path: Path) -> None:
+    voc = tmp_path / "VOC2012"
+    make_voc(voc)
+    shutil.rmtree(voc / "Annotations")
+    (voc / "ImageSets/Main/trainval.txt").rename(voc / "ImageSets/Main/test.txt")
+    assert "found neither Annotations" in complaint(f"{voc}@test")
+    assert locate(f"{voc}@test", "none") == locate(str(voc), "none") == VocSource(voc, "test")
+
+    coco = tmp_path / "coco"
+    make_coco(coco)
+    (coco / "annotations").mkdir()
+    (coco / "images").rename(coco / "test2015")
+    file = (coco / "instances.json").rename(coco / "annotations/image_info_test-dev2015.json")
+    shutil.copy(file, coco / "annotations/image_info_test2015.json")
+    assert "found neither Annotations" in complaint(f"{coco}@test-dev2015")
+    assert locate(f"{coco}@test-dev2015", "none") == CocoSource(file, coco / "test2015")
+    assert locate(f"{coco}@test2015", "none").image_dir == coco / "test2015"
+    assert locate(str(file)) == CocoSource(file, coco / "test2015")
+    with pytest.raises(OhemError, match=r"allowed: .*@test-dev2015, .*@test2015"):
+        locate(str(coco), "none")

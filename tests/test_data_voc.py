@@ -1,5 +1,6 @@
 """Reading PASCAL VOC: what its files mean."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -173,3 +174,42 @@ def test_a_class_list_must_be_usable(root: Path, classes: list[str]) -> None:
 def test_a_folder_must_be_a_voc_folder(tmp_path: Path) -> None:
     with pytest.raises(OhemError, match="found no folder Annotations"):
         read_voc(tmp_path, "train")
+
+
+def test_images_alone_need_no_annotations_and_those_there_are_not_looked_at(root: Path) -> None:
+    (root / "Annotations/000001.xml").unlink()
+    (root / "Annotations/000002.xml").write_text("no XML")
+    (root / "ImageSets/Main/test.txt").write_text("000003\n000001 1\n")
+    with pytest.raises(DataError, match="'000001', which has no file in Annotations"):
+        read_voc(root, "test")
+    for split, ids in (("test", ["000003", "000001"]), (None, ["000001", "000002", "000003"])):
+        data = read_voc(root, split, annotations="none")
+        assert [record.id for record in data.records] == ids
+        assert data.classes == VOC_CLASSES
+        assert data.notes == ()
+    first = data.records[0]
+    assert (first.path, first.width, first.height) == (root / "JPEGImages/000001.jpg", 64, 48)
+    whole = read_voc(root, "trainval", annotations="none").records[1]
+    assert (whole.boxes.shape, whole.boxes.dtype, len(whole.labels)) == ((0, 4), np.float64, 0)
+    shutil.rmtree(root / "Annotations")
+    assert len(read_voc(root, "test", annotations="none")) == 2
+
+
+def test_faults_of_images_alone_are_listed_at_once(root: Path) -> None:
+    (root / "JPEGImages/000001.png").write_bytes((root / "JPEGImages/000002.png").read_bytes())
+    (root / "JPEGImages/000003.jpg").write_bytes(b"no picture")
+    (root / "ImageSets/Main/test.txt").write_text("000001\n000003\n000003\n../x\n")
+    with pytest.raises(DataError) as caught:
+        read_voc(root, "test", annotations="none")
+    split = root / "ImageSets/Main/test.txt"
+    assert [(fault.file, fault.field) for fault in caught.value.faults] == [
+        (split, "line 3"),
+        (split, "line 4"),
+        (root / "JPEGImages", "000001"),
+        (root / "JPEGImages/000003.jpg", ""),
+    ]
+    assert "'../x', which has no file in JPEGImages; allowed: the ID of a file JPEGImages/ID.jpg" in str(caught.value)
+    for path in (root / "JPEGImages").iterdir():
+        path.unlink()
+    with pytest.raises(OhemError, match="JPEGImages: found no picture"):
+        read_voc(root, None, annotations="none")

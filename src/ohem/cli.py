@@ -38,6 +38,7 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; defaul
 NEXT = """[bold]ohem[/bold] trains region-based object detectors on hard examples. What next?
 
   [cyan]ohem demo[/cyan]                                        see it work, no data needed
+  [cyan]ohem data[/cyan]                                        get the paper's data
   [cyan]ohem check[/cyan] MY_DATA@train                         find faults of a data set
   [cyan]ohem train[/cyan] lite0 --data MY_DATA@train            proposals, training
   [cyan]ohem evaluate[/cyan] runs/lite0 --data MY_DATA@test     average precision
@@ -58,6 +59,36 @@ def root(
         typer.echo(installed("ohem"))
     elif context.invoked_subcommand is None:
         Console().out(NEXT)
+
+
+@app.command("data")
+def get_data(
+    name: Annotated[str | None, typer.Argument(help="One of the list that [cyan]ohem data[/cyan] prints.")] = None,
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Where to unpack it; made if missing.")] = None,
+) -> None:
+    """Get the data of the paper: images, annotations, published proposals and weights. Alone: list what there is.
+
+    Can be stopped and started again. Nothing in DIR is written over. Without a network it says which files to put
+    there by hand.
+
+    Example: [cyan]ohem data voc07 voc[/cyan]
+    """
+    from ohem.data.download import get, in_words
+    from ohem.data.published import PUBLISHED, find_published
+
+    if name is None:
+        for one in PUBLISHED:
+            typer.echo(f"{one.name:<18}{in_words(one.size):>8}  {one.what}")
+            typer.echo(f"{'':<28}{', '.join(one.hosts)}; {one.licence}")
+        return
+    published = find_published(name)
+    if folder is None:
+        raise OhemError(f"data: found no folder; allowed: ohem data {name} DIR")
+    with Console() as console:
+        arguments = get(published, folder, say=console.say, progress=console.progress)
+        console.say(f"{published.what}; to use:")
+        for argument in arguments:
+            console.say(f"  {argument}")
 
 
 @app.command()
@@ -244,6 +275,50 @@ def evaluate(
     console.table("VOC AP at IoU 0.5, %", ("class", "11-point", "area", "objects"), percent)
     console.table("COCO, %", ("", ""), [(name, f"{100 * value:.1f}") for name, value in result.coco.numbers.items()])
     console.say(f"metrics and detections are in {result.folder}")
+
+
+@app.command()
+def submit(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or a weights file.")],
+    server: Annotated[Literal["voc12", "coco"], typer.Argument(help="Whose classes and format.")],
+    data: Annotated[
+        str, typer.Option(help="The test set: VOC2012@test, or coco@test-dev2015. Annotations: none needed.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FIELD=VALUE]...", help="detection.refine=0.05, image.test_scales=\\[480,576]"),
+    ] = None,
+    proposals: ProposalFiles = None,
+    out: Annotated[Path | None, typer.Option(help="New folder; default in the run.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the method, at the server; default: the run's.")] = None,
+    testset: Annotated[str | None, typer.Option(help="COCO's name of the test set, if not as in the file's.")] = None,
+    weights: Annotated[Literal["best", "last"], typer.Option(help="best: on the validation split, if any.")] = "best",
+    device: Device = None,
+    workers: Workers = 1,
+) -> None:
+    """Detect in a test set whose annotations are secret, and pack the detections as its server wants them.
+
+    Examples: [cyan]ohem submit runs/vgg16 voc12 --data VOCdevkit/VOC2012@test[/cyan],
+    [cyan]ohem submit runs/vgg16 coco --data coco@test-dev2015 --testset test-dev2017[/cyan]
+    """
+    from ohem import submission
+
+    with Console() as console:
+        made = submission.submit(
+            run,
+            server,
+            data,
+            proposals=proposals or [],
+            out=out,
+            name=name,
+            test_set=testset,
+            weights=weights,
+            overrides=overrides or [],
+            device=device,
+            workers=workers,
+            reporter=console,
+        )
+    console.say(f"{made.detections} detections in {made.images} images of {made.test_set}; to be sent: {made.archive}")
 
 
 @app.command()

@@ -11,6 +11,7 @@ import torch
 
 from ohem.data.check import load_checked
 from ohem.data.dataset import DetectionDataset, Detections, ImageId, ImageRecord, Proposals
+from ohem.data.rules import Annotations
 from ohem.data.sources import load_dataset
 from ohem.data.split import draw_fraction, hold_out
 from ohem.errors import DataError, OhemError
@@ -60,14 +61,24 @@ class _Silent:
 SILENT = _Silent()
 
 
-def open_dataset(sources: Sequence[str], spec: DataSpec, reporter: Reporter) -> DetectionDataset:
+def open_dataset(
+    sources: Sequence[str], spec: DataSpec, reporter: Reporter, annotations: Annotations = "required"
+) -> DetectionDataset:
     """Read and join data sets, and look at every image's header, before anything long begins.
+
+    ``annotations`` as in :func:`ohem.data.sources.load_dataset`.
 
     Raises:
         DataError: with all faults of all annotations and images.
     """
     dataset = load_checked(
-        lambda: load_dataset(sources, spec.classes, other_classes=spec.other_classes, bad_boxes=spec.bad_boxes),
+        lambda: load_dataset(
+            sources,
+            spec.classes,
+            other_classes=spec.other_classes,
+            bad_boxes=spec.bad_boxes,
+            annotations=annotations,
+        ),
         decode=False,
         progress=lambda done, total: reporter.progress("checking images", done, total),
     )

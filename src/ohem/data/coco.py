@@ -21,6 +21,7 @@ from ohem.data.rules import (
     BOX_ALLOWED,
     MAX_COORDINATE,
     AnnotationError,
+    Annotations,
     BadBoxes,
     FittedBoxes,
     OtherClasses,
@@ -71,6 +72,7 @@ def read_coco(
     *,
     other_classes: OtherClasses = "error",
     bad_boxes: BadBoxes = "error",
+    annotations: Annotations = "required",
 ) -> DetectionDataset:
     """Read one COCO JSON file.
 
@@ -81,6 +83,7 @@ def read_coco(
             the order of their ids.
         other_classes: whether boxes of categories outside the list are faults or left out and counted.
         bad_boxes: the same for boxes that are reversed, empty or outside their image.
+        annotations: ``none``: the file need have none, and they are not looked at.
 
     Raises:
         DataError: with every fault of the file, and the images that are not there.
@@ -97,7 +100,9 @@ def read_coco(
     if not categories or not images:
         # Every annotation would dangle: one fault must not become a million.
         raise DataError(faults)
-    rows = _read_annotations(document, images, categories, report)
+    rows = np.empty(0, dtype=_ROW)
+    if annotations == "required":
+        rows = _read_annotations(document, images, categories, report)
     label_of = _labels(categories, classes, report)
 
     wanted = np.isin(rows["category"], list(label_of))

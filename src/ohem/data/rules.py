@@ -20,6 +20,9 @@ BadBoxes = Literal["error", "drop"]
 COCO's own train2017 has two boxes of height 0, so `error` everywhere would refuse it.
 """
 
+Annotations = Literal["required", "none"]
+"""Whether a missing annotation is a fault, or none are looked at, as of test sets whose annotations are kept secret."""
+
 Report = Callable[[str, str, str], None]
 """Takes down one fault of the file being read: its field, what was found, what is allowed."""
 

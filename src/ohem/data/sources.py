@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ohem.data.coco import read_coco
 from ohem.data.dataset import DetectionDataset
-from ohem.data.rules import AnnotationError, BadBoxes, OtherClasses, Picture, listed
+from ohem.data.rules import AnnotationError, Annotations, BadBoxes, OtherClasses, Picture, listed
 from ohem.data.voc import label_voc, scan_voc, voc_class_list, voc_splits
 from ohem.errors import DataError, Fault, OhemError
 
@@ -45,6 +45,7 @@ def load_dataset(
     *,
     other_classes: OtherClasses = "error",
     bad_boxes: BadBoxes = "error",
+    annotations: Annotations = "required",
 ) -> DetectionDataset:
     """Read the sources and join them into one data set.
 
@@ -53,12 +54,14 @@ def load_dataset(
         classes: the class list, in order; without it as `read_voc` (over all sources together) and `read_coco`.
         other_classes: whether objects of other classes are faults or left out and counted.
         bad_boxes: the same for boxes that are reversed, empty or outside their image.
+        annotations: ``none`` reads images alone, as of VOC2012's and COCO's test sets; annotations that are there all
+            the same are not looked at.
 
     Raises:
         DataError: with every fault of every source.
         OhemError: when a source cannot be found, or the sources do not belong together.
     """
-    found = [locate(source) for source in sources]
+    found = [locate(source, annotations) for source in sources]
     if not found or len(set(found)) < len(found):
         raise OhemError(f"sources: found {listed(sources) or 'none'}; allowed: at least one, each once")
     voc = [source for source in found if isinstance(source, VocSource)]
@@ -66,9 +69,11 @@ def load_dataset(
     if voc and coco:
         raise OhemError(f"sources: found VOC and COCO in {listed(sources)}; allowed: one format in a data set")
     if coco:
-        read = partial(read_coco, classes=classes, other_classes=other_classes, bad_boxes=bad_boxes)
+        read = partial(
+            read_coco, classes=classes, other_classes=other_classes, bad_boxes=bad_boxes, annotations=annotations
+        )
         return join(_all([partial(read, source.json_path, source.image_dir) for source in coco]))
-    scans = [scan_voc(source.root, source.split, bad_boxes=bad_boxes) for source in voc]
+    scans = [scan_voc(source.root, source.split, bad_boxes=bad_boxes, annotations=annotations) for source in voc]
     class_list = voc_class_list(scans, classes)
     return join(_all([partial(label_voc, scan, class_list, other_classes=other_classes) for scan in scans]))
 
@@ -132,7 +137,7 @@ def _short(value: object) -> str:
     return listed([str(item) for item in value]) if isinstance(value, tuple) else str(value)
 
 
-def locate(source: str) -> VocSource | CocoSource:
+def locate(source: str, annotations: Annotations = "required") -> VocSource | CocoSource:
     """Find what ``PATH`` or ``PATH@SPLIT`` means.
 
     The ``@`` parts path and split only where the whole is no path. Then, in this order:
@@ -144,15 +149,20 @@ def locate(source: str) -> VocSource | CocoSource:
     - a folder with ``annotations/instances_SPLIT.json`` (SPLIT may be left out where there is one such file), else
       with exactly one ``*.json``, is COCO's.
 
+    Where no annotations are required, a folder with ``JPEGImages`` is VOC's, and COCO's file is
+    ``annotations/image_info_SPLIT.json``; its images are in ``SPLIT``, those of ``test-dev2015`` in ``test2015``, of
+    which they are a part.
+
     Raises:
         OhemError: in one line, when nothing is found or the choice is not plain; it lists what there is.
     """
     path, split = _parted(source)
     if not path.is_dir():
         return _coco_file(path, split)
-    if "Annotations" in {child.name for child in path.iterdir()}:
+    voc_folder, prefix = ("Annotations", "instances_") if annotations == "required" else ("JPEGImages", "image_info_")
+    if voc_folder in {child.name for child in path.iterdir()}:
         return VocSource(path, split if split is not None else _default_split(path))
-    return _coco_folder(path, split)
+    return _coco_folder(path, split, prefix)
 
 
 def _parted(source: str) -> tuple[Path, str | None]:
@@ -198,13 +208,13 @@ def _coco_file(path: Path, folder: str | None) -> CocoSource:
                 f"{path}@{folder}: found no folder {path.parent / folder}; allowed: the folder of the images"
             )
         return CocoSource(path, path.parent / folder)
-    standard = re.fullmatch(r"instances_(.+)", path.stem)
-    candidates = [path.parent / "images", *([path.parent.parent / standard[1]] if standard else [])]
+    standard = re.fullmatch(r"instances_(.+)|image_info_(.+)", path.stem)
+    part = (standard[1] or standard[2].replace("-dev", "")) if standard else None
+    candidates = [path.parent / "images", *([path.parent.parent / part] if part else [])]
     return CocoSource(path, next((folder for folder in candidates if folder.is_dir()), path.parent))
 
 
-def _coco_folder(path: Path, split: str | None) -> CocoSource:
-    prefix = "instances_"
+def _coco_folder(path: Path, split: str | None, prefix: str) -> CocoSource:
     standard = {file.stem.removeprefix(prefix): file for file in sorted((path / "annotations").glob(f"{prefix}*.json"))}
     if split in standard:
         return _coco_file(standard[split], None)
@@ -220,5 +230,5 @@ def _coco_folder(path: Path, split: str | None) -> CocoSource:
     hint = f"; did you mean {listed([str(child) for child in inner])}?" if inner else ""
     raise OhemError(
         f"{path}: found neither Annotations nor a COCO JSON file in it; allowed: a VOC folder (Annotations, "
-        f"JPEGImages) or a COCO folder (one *.json, or annotations/instances_SPLIT.json){hint}"
+        f"JPEGImages) or a COCO folder (one *.json, or annotations/{prefix}SPLIT.json){hint}"
     )

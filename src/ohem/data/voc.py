@@ -13,10 +13,10 @@ Reading goes in two steps, so that joined data sets can share one class list: `s
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from functools import cached_property, partial
+from pathlib import Path, PurePath
 from xml.etree.ElementTree import Element
 
 import numpy as np
@@ -31,6 +31,7 @@ from ohem.data.rules import (
     CLASSES_ALLOWED,
     MAX_COORDINATE,
     AnnotationError,
+    Annotations,
     BadBoxes,
     OtherClasses,
     Picture,
@@ -90,7 +91,7 @@ class VocImage:
 
     Attributes:
         id: the file's stem.
-        xml: the annotation file.
+        xml: the annotation file; of images read without annotations, where it would be.
         path: the image.
         width: in pixels, declared, or from the image where <size> is missing.
         height: likewise.
@@ -144,6 +145,7 @@ def read_voc(
     *,
     other_classes: OtherClasses = "error",
     bad_boxes: BadBoxes = "error",
+    annotations: Annotations = "required",
 ) -> DetectionDataset:
     """Read one split of one VOC folder.
 
@@ -154,12 +156,13 @@ def read_voc(
             where no other name occurs, else the names that occur, sorted.
         other_classes: whether objects of classes outside the list are faults or left out and counted.
         bad_boxes: the same for boxes that are reversed, empty or outside their image.
+        annotations: ``none``: no annotation file is needed or looked at; ``split`` lists pictures, or all are taken.
 
     Raises:
         DataError: with every fault of every file.
         OhemError: when the folder or the split does not exist, or the class list is unusable.
     """
-    scan = scan_voc(root, split, bad_boxes=bad_boxes)
+    scan = scan_voc(root, split, bad_boxes=bad_boxes, annotations=annotations)
     return label_voc(scan, voc_class_list([scan], classes), other_classes=other_classes)
 
 
@@ -248,23 +251,30 @@ def _record(image: VocImage, label_of: dict[str, int]) -> ImageRecord:
     )
 
 
-def scan_voc(root: Path, split: str | None, *, bad_boxes: BadBoxes = "error") -> VocScan:
+def scan_voc(
+    root: Path, split: str | None, *, bad_boxes: BadBoxes = "error", annotations: Annotations = "required"
+) -> VocScan:
     """Read one split of one VOC folder as far as it can be read without a class list.
 
     Raises:
         OhemError: when the folder is not in VOC's form, or the split does not exist.
     """
-    for folder in ("Annotations", "JPEGImages"):
+    annotated = annotations == "required"
+    for folder in ("Annotations", "JPEGImages") if annotated else ("JPEGImages",):
         if not (root / folder).is_dir():
             raise OhemError(f"{root}: found no folder {folder}; allowed: a VOC folder, which has one")
     faults: list[Fault] = []
     pictures = _Pictures(root / "JPEGImages")
     seen: dict[Path, Picture] = {}
-    ids = _all_ids(root) if split is None else _split_ids(root, split, faults)
+    if split is None:
+        ids = _all_ids(root) if annotated else pictures.ids()
+    elif annotated:
+        ids = _split_ids(root, split, faults, "Annotations/ID.xml", partial(_has_annotation, root))
+    else:
+        ids = _split_ids(root, split, faults, "JPEGImages/ID.jpg", pictures.by_stem.__contains__)
+    scan = _scan_image if annotated else _scan_picture
     images = [
-        image
-        for image_id in ids
-        if (image := _scan_image(root, image_id, pictures, bad_boxes, faults, seen)) is not None
+        image for image_id in ids if (image := scan(root, image_id, pictures, bad_boxes, faults, seen)) is not None
     ]
     notes = box_notes(sum(image.clipped for image in images), sum(image.dropped for image in images))
     unused = pictures.unused()
@@ -288,7 +298,8 @@ def _all_ids(root: Path) -> list[str]:
     return ids
 
 
-def _split_ids(root: Path, split: str, faults: list[Fault]) -> list[str]:
+def _split_ids(root: Path, split: str, faults: list[Fault], wanted: str, exists: Callable[[str], bool]) -> list[str]:
+    """The IDs in a split file; ``exists`` tells whether an ID's file, in the form ``wanted``, is there."""
     path = root / "ImageSets" / "Main" / f"{split}.txt"
     if not is_file(path):
         raise OhemError(f"{path}: found no such split; allowed: {listed(voc_splits(root)) or 'none is there'}")
@@ -296,13 +307,13 @@ def _split_ids(root: Path, split: str, faults: list[Fault]) -> list[str]:
     for number, line in enumerate(_read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
-        image_id = _id_in(line.strip(), root)
+        image_id = _id_in(line.strip(), exists)
         if image_id in first_line:
             found = f"{quoted(image_id)} again, after line {first_line[image_id]}"
             faults.append(Fault(path, f"line {number}", found, "each image once"))
-        elif not _has_annotation(root, image_id):
-            found = f"{quoted(image_id)}, which has no file in Annotations"
-            allowed = "the ID of a file Annotations/ID.xml, and after it, if anything, a flag -1, 0 or 1"
+        elif not exists(image_id):
+            found = f"{quoted(image_id)}, which has no file in {PurePath(wanted).parent}"
+            allowed = f"the ID of a file {wanted}, and after it, if anything, a flag -1, 0 or 1"
             faults.append(Fault(path, f"line {number}", found, allowed))
         else:
             first_line[image_id] = number
@@ -311,10 +322,10 @@ def _split_ids(root: Path, split: str, faults: list[Fault]) -> list[str]:
     return list(first_line)
 
 
-def _id_in(line: str, root: Path) -> str:
+def _id_in(line: str, exists: Callable[[str], bool]) -> str:
     """The line's ID, without its flag; names with spaces are IDs where such a file exists."""
     flagged = re.fullmatch(r"(.*\S)\s+(-1|0|1)", line)
-    return flagged[1] if flagged and not _has_annotation(root, line) else line
+    return flagged[1] if flagged and not exists(line) else line
 
 
 def _has_annotation(root: Path, image_id: str) -> bool:
@@ -350,6 +361,12 @@ class _Pictures:
         if claimant != image_id:
             report("filename", f"{quoted(path.name)}, the picture of {claimant}.xml", "a picture of its own")
         return path
+
+    def ids(self) -> list[str]:
+        """The stems of all pictures, sorted."""
+        if not self.by_stem:
+            raise OhemError(f"{self.folder}: found no picture; allowed: at least one, such as ID.jpg")
+        return sorted(self.by_stem)
 
     def unused(self) -> list[str]:
         """The names of pictures that no annotation claimed, sorted."""
@@ -399,6 +416,26 @@ def _scan_image(
         clipped=int(fitted.clipped.sum()),
         dropped=int(fitted.bad.sum()),
     )
+
+
+def _scan_picture(
+    root: Path, image_id: str, pictures: _Pictures, _: BadBoxes, faults: list[Fault], seen: dict[Path, Picture]
+) -> VocImage | None:
+    """As `_scan_image`, of an image of which nothing is known but the picture."""
+    names = pictures.by_stem[image_id]
+    if len(names) > 1:
+        faults.append(Fault(pictures.folder, image_id, listed(names), "one picture for each ID"))
+        return None
+    path = pictures.folder / names[0]
+    pictures.claimed[path] = image_id
+    try:
+        width, height = image_size(path)
+    except DataError as error:
+        faults += error.faults
+        return None
+    seen.setdefault(path, Picture(path, width, height))
+    xml = root / "Annotations" / f"{image_id}.xml"
+    return VocImage(image_id, xml, path, width, height, (), np.zeros((0, 4)), clipped=0, dropped=0)
 
 
 def _parse(xml: Path, report: Report) -> Element | None:

@@ -1,6 +1,6 @@
 """Detections on disk, in the results formats of COCO and VOC.
 
-Numbers are written in full, not rounded: a rounded score makes ties, a rounded box moves an overlap, and then the
+Numbers are written in full unless asked otherwise: a rounded score makes ties, a rounded box moves an overlap, and then the
 file's metric is not the detector's. Every file is written whole or not at all.
 
 Neither format can tell an image in which nothing was found from one that was never looked at: on reading, every image
@@ -26,10 +26,16 @@ _Row = tuple[int, int, float, float, float, float, float]
 _VOC_LINE = "image_id score xmin ymin xmax ymax: an image of the data set, a score from 0 to 1, corners in order"
 
 
-def save_coco_results(path: Path, dataset: DetectionDataset, detections: Mapping[ImageId, Detections]) -> None:
+def save_coco_results(
+    path: Path,
+    dataset: DetectionDataset,
+    detections: Mapping[ImageId, Detections],
+    box_decimals: int | None = None,
+) -> None:
     """Write COCO's results JSON: a list of ``image_id``, ``category_id``, ``bbox`` (x, y, w, h) and ``score``.
 
-    Image ids are the data set's own: integers for COCO, strings for VOC.
+    Image ids are the data set's own: integers for COCO, strings for VOC. ``box_decimals`` rounds boxes, for those who
+    must send the file; None writes them in full.
 
     Raises:
         OhemError: the detections do not fit the data set.
@@ -38,7 +44,7 @@ def save_coco_results(path: Path, dataset: DetectionDataset, detections: Mapping
     entries = (
         json.dumps(entry)
         for record in dataset.records
-        for entry in _coco_entries(dataset, record.id, detections[record.id])
+        for entry in _coco_entries(dataset, record.id, detections[record.id], box_decimals)
     )
     write_atomically(path, "[\n" + ",\n".join(entries) + "\n]\n")
 
@@ -123,9 +129,13 @@ def load_voc_results(
     return _from_rows(dataset, rows)
 
 
-def _coco_entries(dataset: DetectionDataset, image_id: ImageId, one: Detections) -> Iterator[dict[str, Any]]:
+def _coco_entries(
+    dataset: DetectionDataset, image_id: ImageId, one: Detections, box_decimals: int | None
+) -> Iterator[dict[str, Any]]:
     corners = one.boxes.astype(np.float64)
     boxes = np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]])
+    if box_decimals is not None:
+        boxes = boxes.round(box_decimals)
     for box, score, label in zip(boxes.tolist(), one.scores.tolist(), one.labels.tolist(), strict=True):
         category = dataset.category_ids[label - 1]
         yield {"image_id": image_id, "category_id": category, "bbox": box, "score": score}

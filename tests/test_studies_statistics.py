@@ -50,7 +50,7 @@ def test_equal_values_are_certain() -> None:
 
 def test_columns_that_differ_by_more_than_their_noise() -> None:
     noise = np.random.default_rng(0).normal(size=(5, 6))
-    assert p_columns_differ((noise + [0, 0, 0, 9, 0, 0]).tolist()) < 1e-6
+    assert p_columns_differ((noise + np.array([0, 0, 0, 9, 0, 0])).tolist()) < 1e-6
     assert p_columns_differ(noise.tolist()) > 0.05
     shifted = noise + np.array([[0], [5], [-5], [3], [1]])
     assert p_columns_differ(shifted.tolist()) == pytest.approx(p_columns_differ(noise.tolist()))

@@ -325,6 +325,7 @@ def evaluate(
     metrics = {
         "data": dataset.name,
         "images": len(dataset),
+        "fingerprint": fingerprint(dataset, boxes),
         "weights": file.name,
         "settings": spec.model_dump(mode="json", include={"image", "proposals", "detection"}),
         "voc07": result.voc07.to_json(),

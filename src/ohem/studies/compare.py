@@ -67,7 +67,9 @@ def compare(folders: Sequence[Path]) -> Comparison:
             raise OhemError(f"{folder}: found a second run of seed {seed} of {label}; allowed: one for each seed")
         arms[label][seed] = _numbers(metrics)
     if len(arms) < 2:
-        raise OhemError(f"compare: found runs that differ in their seed alone ({len(runs)}); allowed: two recipes or more")
+        raise OhemError(
+            f"compare: found runs that differ in their seed alone ({len(runs)}); allowed: two recipes or more"
+        )
     listed = tuple(Arm(label, values) for label, values in arms.items())
     return Comparison(listed, tuple(_differences(arm, listed[0]) for arm in listed[1:]), _warnings(runs))
 
@@ -78,7 +80,9 @@ def _evaluation(run: Run) -> dict[str, Any]:
         raise OhemError(f"{run.folder}: found no evaluation; allowed after: ohem evaluate {run.folder} --data DATA")
     metrics: dict[str, Any] = json.loads(files[-1].read_text())
     if "fingerprint" not in metrics:
-        raise OhemError(f"{files[-1]}: fingerprint: found none; allowed: an evaluation of this version (evaluate again)")
+        raise OhemError(
+            f"{files[-1]}: fingerprint: found none; allowed: an evaluation of this version (evaluate again)"
+        )
     return metrics
 
 
@@ -89,7 +93,7 @@ def _require_equal(what: str, folders: Sequence[Path], values: Sequence[str]) ->
 
 
 def _numbers(metrics: Mapping[str, Any]) -> Mapping[str, float]:
-    coco = metrics["coco"]["numbers"] if "numbers" in metrics["coco"] else metrics["coco"]
+    coco = metrics["coco"]
     values = (metrics["voc07"]["mean_ap"], metrics["voc12"]["mean_ap"], coco["AP"], coco["AP50"])
     return {name: 100 * value for name, value in zip(METRICS, values, strict=True) if value is not None}
 
@@ -126,4 +130,6 @@ def _missing(recipes: Sequence[Mapping[str, Any]]) -> set[str]:
 def _warnings(runs: Sequence[Run]) -> tuple[str, ...]:
     machines = [run.info()["machine"] for run in runs]
     differing = sorted({key for m in machines for key in m if m[key] != machines[0].get(key)})
-    return (f"the runs' machines differ in {', '.join(differing)}: differences may come from that",) if differing else ()
+    return (
+        (f"the runs' machines differ in {', '.join(differing)}: differences may come from that",) if differing else ()
+    )

@@ -14,7 +14,6 @@ from ohem.studies.mini import mini_study
 from ohem.studies.plan import Data, Study
 from ohem.studies.report import Report, make_report, write_report
 from ohem.studies.runner import Progress, plan_jobs, progress_of, run_jobs, shard_of
-from ohem.workflow import Reporter
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,9 @@ def open_study(
     """
     if scale == "full":
         if data is None or test or coco or classes or recipe:
-            raise OhemError("reproduce: found no --data, or settings of mini; allowed with --scale full: --data DIR alone")
+            raise OhemError(
+                "reproduce: found no --data, or settings of mini; allowed with --scale full: --data DIR alone"
+            )
         return full_study(Path(data))
     found = {"main": _main_data(data, test, tuple(classes), out)}
     if coco is not None:
@@ -105,9 +106,3 @@ def report(workshop: Workshop, target: str, seeds: int, not_run: dict[str, str])
     """The page of what is finished so far."""
     made = make_report(workshop, target, seeds, not_run)
     return made, write_report(made, workshop.out, target)
-
-
-def show(made: Report, reporter: Reporter) -> None:
-    """Say what could not be run."""
-    for name, why in made.not_run:
-        reporter.say(f"not run: {name}: {why}")

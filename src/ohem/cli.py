@@ -1,5 +1,6 @@
 """The command line. Each command says what it needs and calls one function; torch is imported only by those that run."""
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -437,6 +438,36 @@ def compare(
             rows.append((metric, mean, gain))
         seeds = ", ".join(map(str, sorted(arm.values)))
         console.table(f"{arm.label} (seeds {seeds})", ("", "mean, %", "difference to the first, 95 %"), rows)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="FILE.caffemodel", help="VGG16's or VGG_CNN_M_1024's weights.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The new file.")],
+    classes: Annotated[
+        str | None, typer.Option(help="A detector's class names in order, with commas between; default: VOC's twenty.")
+    ] = None,
+) -> None:
+    """Turn Caffe's weights into a file of ours: an ImageNet backbone, or a whole Fast R-CNN detector.
+
+    Examples: [cyan]ohem convert VGG_CNN_M_1024.v2.caffemodel vgg_cnn_m_1024.safetensors[/cyan], and then
+    [cyan]ohem train vgg_cnn_m_1024 detector.backbone.weights=vgg_cnn_m_1024.safetensors --data VOC2007@trainval[/cyan]
+    """
+    from ohem.conversion import convert as convert_file
+
+    console = Console()
+    found = convert_file(source, out, _names(classes))
+    rows = [(name, " x ".join(map(str, shape)), math.prod(shape) + shape[0]) for name, shape in found.shapes.items()]
+    console.table(found.network, ("layer", "weights", "parameters"), rows)
+    console.say(f"{len(rows)} layers, {sum(count for _, _, count in rows):,} parameters, biases included")
+    if found.left_out:
+        every = len(rows) + len(found.left_out)
+        console.say(f"{len(found.left_out)} of {every} layers with weights left out: {', '.join(found.left_out)}")
+    if found.kind == "detector":
+        console.say(f"{len(found.classes)} classes: {', '.join(found.classes)}")
+        console.say(f"detector in {out}; next: ohem evaluate {out} --data DATA, ohem detect {out} IMAGES")
+    else:
+        console.say(f"backbone in {out}; next: ohem train {found.network} detector.backbone.weights={out} --data DATA")
 
 
 @app.command()

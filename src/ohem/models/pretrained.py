@@ -14,16 +14,19 @@ from torch import Tensor, nn
 
 from ohem.errors import DataError, Fault, OhemError
 from ohem.models.backbones import CAFFE, TORCHVISION, VGG16, Preprocessing, TimmBackbone
+from ohem.models.caffe_networks import read_network
 from ohem.models.fast_rcnn import FastRCNN
 from ohem.models.spec import BackboneSpec
 from ohem.models.tensor_files import read_metadata, read_state_dict
+
+CAFFEMODEL = ".caffemodel"
 
 
 def load_pretrained(detector: FastRCNN, spec: BackboneSpec) -> None:
     """Give the backbone, and for the paper's networks fc6 and fc7, the weights that the spec names.
 
     A .safetensors file may say in its metadata, under ``preprocessing``, what its weights want (JSON of
-    :class:`ohem.models.backbones.Preprocessing`).
+    :class:`ohem.models.backbones.Preprocessing`). A .caffemodel file wants Caffe's.
 
     Raises:
         OhemError: the weights are not to be had or do not fit.
@@ -33,12 +36,16 @@ def load_pretrained(detector: FastRCNN, spec: BackboneSpec) -> None:
         backbone.preprocessing = {"torchvision": TORCHVISION, "caffe": CAFFE}[spec.preprocessing]
     elif spec.weights.endswith(".safetensors"):
         backbone.preprocessing = _stated_preprocessing(Path(spec.weights)) or backbone.preprocessing
+    elif spec.weights.endswith(CAFFEMODEL):
+        backbone.preprocessing = CAFFE
     if spec.weights == "none":
         return
     if isinstance(backbone, TimmBackbone):
         _load_timm(backbone, spec)
         return
-    if spec.weights != "imagenet":
+    if spec.weights.endswith(CAFFEMODEL):
+        state = _read_caffe(spec)
+    elif spec.weights != "imagenet":
         state = read_state_dict(Path(spec.weights))
     elif isinstance(backbone, VGG16):
         state = _download_vgg16()
@@ -47,10 +54,19 @@ def load_pretrained(detector: FastRCNN, spec: BackboneSpec) -> None:
             f"detector.backbone.weights: found 'imagenet'; allowed for {spec.name}: a local file, or none"
             " (no package carries its ImageNet weights)"
         )
-    _load_vgg(detector, state, spec.weights)
+    load_vgg(detector, state, spec.weights)
+
+
+def _read_caffe(spec: BackboneSpec) -> dict[str, Tensor]:
+    weights = read_network(Path(spec.weights))
+    if weights.network != spec.name:
+        raise OhemError(f"{spec.weights}: found weights of {weights.network}; allowed: weights of {spec.name}")
+    return weights.state
 
 
 def _load_timm(backbone: TimmBackbone, spec: BackboneSpec) -> None:
+    if spec.weights.endswith(CAFFEMODEL):
+        raise OhemError(f"{spec.weights}: found Caffe's weights; allowed: .safetensors or .pth for {spec.name}")
     if spec.weights != "imagenet":
         overlay: dict[str, Any] = {"state_dict": _fitting(spec, read_state_dict(Path(spec.weights)))}
     elif spec.name == "tf_efficientnet_lite0":
@@ -116,8 +132,18 @@ def _download_vgg16() -> dict[str, Tensor]:
         ) from error
 
 
-def _load_vgg(detector: FastRCNN, state: Mapping[str, Tensor], source: str) -> None:
-    """torchvision's layout: ``features.*`` and ``classifier.0`` (fc6), ``classifier.3`` (fc7); extras are left out."""
+def load_vgg(detector: FastRCNN, state: Mapping[str, Tensor], source: str) -> None:
+    """Give one of the paper's networks its convolutions and, where it has both, fc6 and fc7.
+
+    Args:
+        detector: whose backbone has ``features``.
+        state: in torchvision's layout: ``features.*``, ``classifier.0`` (fc6), ``classifier.3`` (fc7); extras are
+            left out.
+        source: for the error.
+
+    Raises:
+        OhemError: a tensor is missing or of another shape.
+    """
     wanted: dict[str, nn.Module] = {"features.": detector.backbone.get_submodule("features")}
     if len(detector.head.fc) == 2:
         wanted |= {"classifier.0.": detector.head.fc[0], "classifier.3.": detector.head.fc[1]}

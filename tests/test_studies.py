@@ -1,0 +1,278 @@
+"""Studies: what is planned can be run, what is run is kept, and what follows was written down before."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ohem.errors import OhemError
+from ohem.recipes.recipe import load_recipe, override_spec
+from ohem.studies.book import Book
+from ohem.studies.claims import CLAIMS, judge_all
+from ohem.studies.full import full_data, full_study
+from ohem.studies.jobs import Results, TrainJob, TuneJob, UseJob, Workshop
+from ohem.studies.mini import mini_study
+from ohem.studies.plan import Data, Study
+from ohem.studies.report import make_report, write_report
+from ohem.studies.reproduce import Sharing, open_study, reproduce
+from ohem.studies.runner import duration, needs_of, plan_jobs, progress_of, run_jobs, shard_of, targets
+from ohem.studies.tables import fill
+from ohem.workflow import SILENT
+from shapes import make_shapes
+
+MACHINE = {"cpu_count": 2, "processor": "made"}
+
+
+def paper_folder(folder: Path) -> Path:
+    for name in ("VOCdevkit/VOC2007", "VOCdevkit/VOC2012", "train2014", "val2014"):
+        (folder / name).mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture(params=["mini", "full"])
+def study(request: pytest.FixtureRequest, tmp_path: Path) -> Study:
+    if request.param == "full":
+        return full_study(paper_folder(tmp_path))
+    return mini_study({"main": Data(("a",), ("b",)), "coco": Data(("c",))})
+
+
+def test_every_training_has_a_recipe_and_every_use_a_detector(study: Study) -> None:
+    for training in study.trainings.values():
+        recipe = load_recipe(training.recipe, training.overrides)
+        assert training.data in study.data
+        for overrides in study.uses.values():
+            override_spec(recipe.detector, overrides)
+
+
+def test_tables_and_claims_name_trainings_and_uses_that_exist(study: Study) -> None:
+    for target in targets(study):
+        for need in needs_of(study, target):
+            name, _, use = need.partition("+")
+            assert name in study.trainings or name in ("neglect", "cost")
+            assert not use or use in study.uses
+    assert {f"C{i}" for i in range(1, 14)} == {claim.id for claim in CLAIMS}
+    assert {"table1", "table2", "table3", "table4", "table5", "table6", "figure3", "claims"} < set(targets(study))
+
+
+def test_table6_tells_one_scale_from_several(study: Study) -> None:
+    for row in study.tables["table6"].rows:
+        training = study.trainings[row.training]
+        recipe = load_recipe(training.recipe, training.overrides)
+        image = override_spec(recipe.detector, study.uses[row.use]).image
+        scales = row.label.partition("M: ")[2].partition(", B")[0]
+        assert bool(recipe.detector.image.train_scales) == ("train" in scales), row.label
+        assert (len(image.test_scales) > 1) == ("test" in scales), row.label
+
+
+def test_jobs_of_different_shards_never_wait_for_each_other(study: Study) -> None:
+    jobs = plan_jobs(study, "claims", 3)
+    shards = [shard_of(jobs, part, 3) for part in range(3)]
+    assert sorted(job.name for shard in shards for job in shard) == sorted(job.name for job in jobs)
+    assert len({job.name for job in jobs}) == len(jobs)
+    for shard in shards:
+        before: set[str] = set()
+        for job in shard:
+            if isinstance(job, TrainJob):
+                assert {f"tune-{job.group}-{rate:g}" for rate in job.rates} <= before
+            if isinstance(job, UseJob):
+                assert job.train.name in before
+            before.add(job.name)
+
+
+def test_rates_are_tuned_with_equal_effort_for_every_row_of_table_1() -> None:
+    study = mini_study({"main": Data(("a",), ("b",))})
+    tuned = [job.training.name for job in plan_jobs(study, "table1", 1) if isinstance(job, TuneJob)]
+    assert {tuned.count(row.training) for row in study.tables["table1"].rows} == {3}
+
+
+def test_a_folder_with_parts_of_the_data_runs_what_it_can(tmp_path: Path) -> None:
+    (tmp_path / "VOCdevkit/VOC2007").mkdir(parents=True)
+    assert set(full_data(tmp_path)) == {"main"}
+    study = full_study(tmp_path)
+    table = fill(study.tables["table5"], Book(Results(tmp_path), range(1)), study)
+    assert {row.missing for row in table.rows} == {
+        "not run: no data given for 'coco'",
+        "not run: no data given for 'coco_trainval'",
+    }
+
+
+@pytest.mark.parametrize("text", ["2/2", "1", "-1/2", "a/b", "0/0"])
+def test_shards_that_cannot_be(text: str) -> None:
+    with pytest.raises(OhemError, match="0/2 and 1/2"):
+        Sharing.parse(text)
+
+
+def test_durations_for_people() -> None:
+    assert (duration(100), duration(3600 * 3 + 20 * 60)) == ("2 min", "3 h 20 min")
+
+
+# What follows from results: made by hand.
+
+
+def put(results: Results, training: str, values: Sequence[float], losses: Sequence[float] = ()) -> None:
+    for seed, value in enumerate(values):
+        plain = {"map50": value, "map70": value / 2, "coco:AP": value / 2, "ap:cat": value, "ap:<i>": value}
+        loss = losses[seed] if losses else 0.5
+        result = {"seed": seed, "plain": plain, "plain_part": plain, "loss_test": 0.2, "loss_train": [[10, loss]]}
+        results.put(f"{training}-s{seed}", {**result, "machine": MACHINE, "date": "2026-01-01"})
+
+
+def verdicts(results: Results, seeds: int) -> Mapping[str, str]:
+    return {each.claim.id: each.verdict for each in judge_all(Book(results, range(seeds)))}
+
+
+def test_a_clear_gain_over_seeds_holds_and_its_opposite_does_not(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    put(results, "frcn", [60.0, 61.0, 59.0, 60.5, 60.2])
+    put(results, "ohem", [62.9, 64.1, 61.8, 63.4, 63.2])
+    assert verdicts(results, 5)["C1"] == "holds"
+    swapped = Results(tmp_path / "swapped")
+    put(swapped, "ohem", [60.0, 61.0, 59.0, 60.5, 60.2])
+    put(swapped, "frcn", [62.9, 64.1, 61.8, 63.4, 63.2])
+    assert verdicts(swapped, 5)["C1"] == "does not hold"
+
+
+@pytest.mark.parametrize(("ohem", "seeds"), [([70.0], 1), ([60.5, 60.0, 60.9, 59.8, 60.3], 5), ([64.0, 66.0], 2)])
+def test_one_seed_or_noise_or_two_seeds_are_not_enough(ohem: list[float], seeds: int, tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    put(results, "frcn", [60.0, 61.0, 59.0, 60.5, 60.2][:seeds])
+    put(results, "ohem", ohem)
+    assert verdicts(results, seeds)["C1"] == "not enough evidence"
+
+
+def test_nothing_run_is_not_enough_for_any_claim(tmp_path: Path) -> None:
+    assert set(verdicts(Results(tmp_path), 5).values()) == {"not enough evidence"}
+
+
+def test_equality_is_shown_by_closeness_and_not_by_noise(tmp_path: Path) -> None:
+    close, noisy = Results(tmp_path / "close"), Results(tmp_path / "noisy")
+    for results, spread in ((close, 0.02), (noisy, 3.0)):
+        put(results, "ohem", [62.0] * 5)
+        put(results, "ohem_n1", [62.0 + spread * d for d in (-1, 1, 0, -0.5, 0.5)])
+    assert verdicts(close, 5)["C3"] == "holds"
+    assert verdicts(noisy, 5)["C3"] == "not enough evidence"
+
+
+def test_an_ordering_needs_each_of_its_steps(tmp_path: Path) -> None:
+    losses = {"frcn_bg0": 0.5, "frcn": 0.4, "all": 0.3, "ohem": 0.2}
+    ordered, broken = Results(tmp_path / "ordered"), Results(tmp_path / "broken")
+    for results, changed in ((ordered, {}), (broken, {"all": 0.45})):
+        for name, loss in (losses | changed).items():
+            put(results, name, [60.0] * 5, losses=[loss + 0.001 * ((s * 7 + len(name)) % 5) for s in range(5)])
+    assert verdicts(ordered, 5)["C5"] == "holds"
+    assert verdicts(broken, 5)["C5"] == "does not hold"
+
+
+def test_tables_show_the_paper_s_number_ours_and_the_difference(tmp_path: Path) -> None:
+    study, results = mini_study({"main": Data(("a",), ("b",))}), Results(tmp_path)
+    put(results, "ohem", [60.0, 62.0])
+    table = fill(study.tables["table1"], Book(results, range(2)), study)
+    cell = table.rows[-1].cells[0]
+    assert cell.ours is not None
+    assert (cell.paper, cell.ours.mean, cell.seeds) == (69.9, 61.0, 2)
+    assert cell.difference == pytest.approx(61.0 - 69.9)
+    assert table.rows[0].missing == "not run yet"
+
+
+def test_the_page_has_figure_tables_and_verdicts_and_escapes_names(tmp_path: Path) -> None:
+    workshop = Workshop(mini_study({"main": Data(("a",), ("b",))}), tmp_path, SILENT)
+    put(workshop.results, "frcn", [60.0, 61.0])
+    put(workshop.results, "ohem", [61.5, 63.5])
+    made = make_report(workshop, "claims", 2, {"frcn_coco-s0": "no data given for 'coco'"})
+    text = write_report(made, tmp_path, "claims").read_text()
+    assert "<svg" in text
+    assert "&lt;i&gt;" in text
+    assert "<i>" not in text
+    assert "OHEM - FRCN, mAP: +2.00" in text
+    assert text.count("not enough evidence") == 13
+    assert "no data given for &#39;coco&#39;" in text
+    assert "http" not in text
+
+
+def test_results_of_other_machines_are_taken_over_and_never_overwritten(tmp_path: Path) -> None:
+    mine, theirs = Results(tmp_path / "mine/results"), Results(tmp_path / "theirs/results")
+    put(mine, "ohem", [60.0])
+    put(theirs, "ohem", [60.0, 61.0])
+    assert mine.collect(tmp_path / "theirs") == 1
+    assert mine.get("ohem-s1") == theirs.get("ohem-s1")
+    put(theirs, "ohem", [50.0])
+    with pytest.raises(OhemError, match="another result"):
+        mine.collect(tmp_path / "theirs")
+    with pytest.raises(OhemError, match="found no folder"):
+        mine.collect(tmp_path / "nowhere")
+
+
+# And for real, on pictures that take seconds.
+
+SMALL = """
+base: lite0
+iterations: 4
+log_every: 2
+checkpoint_every: 2
+detector:
+  image: {shortest: 72, longest: 96}
+  backbone: {strides: [16], scales: [6.0]}
+  head: {pool_size: 3, channels: 8, fc: [16]}
+"""
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    folder = tmp_path_factory.mktemp("study")
+    shapes = make_shapes(folder / "data", train=10, test=6)
+    (folder / "small.yaml").write_text(SMALL)
+    study = open_study("mini", folder, data=f"{shapes}@train", test=f"{shapes}@test", recipe=str(folder / "small.yaml"))
+    kept = {name: study.trainings[name] for name in ("frcn", "ohem", "frcn_quarter", "ohem_quarter")}
+    return Workshop(replace(study, trainings=kept, rates=(0.001,)), folder / "out", SILENT, workers=0)
+
+
+def test_a_study_runs_once_and_leaves_a_page(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OHEM_CACHE", str(workshop.out / "cache"))
+    report, page = reproduce(workshop, "table4", 1, Sharing())
+    assert not report.not_run
+    text, numbers = page.read_text(), json.loads(page.with_suffix(".json").read_text())
+    assert "OHEM, all images" in text
+    assert "not run yet" not in text
+    assert [row["cells"][0]["seeds"] for row in numbers["tables"]["table4"]] == [1, 1, 1, 1]
+
+    results = sorted(workshop.results.folder.glob("*.json"))
+    before = {path.name: path.read_text() for path in results}
+    jobs = plan_jobs(workshop.study, "table4", 1)
+    assert progress_of(jobs, workshop).left == ()
+    assert run_jobs(jobs, workshop) == {}
+    assert {path.name: path.read_text() for path in results} == before
+
+
+def test_a_lost_result_is_made_again_to_the_same_numbers(workshop: Workshop) -> None:
+    path = workshop.results.folder / "ohem-s0.json"
+    before = json.loads(path.read_text())
+    path.unlink()
+    jobs = plan_jobs(workshop.study, "table4", 1)
+    assert [job.name for job in progress_of(jobs, workshop).left] == ["ohem-s0"]
+    assert run_jobs(jobs, workshop) == {}
+    after = json.loads(path.read_text())
+    for key in ("plain", "loss_test", "loss_train", "lr", "settings", "fingerprint"):
+        assert after[key] == before[key], key
+
+
+def test_results_of_other_settings_are_refused(workshop: Workshop) -> None:
+    longer = {n: replace(t, overrides=(*t.overrides, "iterations=6")) for n, t in workshop.study.trainings.items()}
+    other = Workshop(replace(workshop.study, trainings=longer), workshop.out, SILENT)
+    with pytest.raises(OhemError, match="as the study is now, or another --out"):
+        progress_of(plan_jobs(other.study, "table4", 1), other)
+
+
+def test_what_cannot_run_is_listed_and_the_rest_goes_on(workshop: Workshop) -> None:
+    coco = {n: replace(t, data="coco") if n == "frcn" else t for n, t in workshop.study.trainings.items()}
+    without = Workshop(replace(workshop.study, trainings=coco), workshop.out, SILENT, workers=0)
+    (workshop.results.folder / "frcn-s0.json").unlink()
+    (workshop.results.folder / "ohem-s0.json").unlink()
+    assert run_jobs(plan_jobs(without.study, "table4", 1), without) == {"frcn-s0": "no data given for 'coco'"}
+    assert workshop.results.get("ohem-s0") is not None
+
+
+def test_unknown_targets_name_the_known_ones(workshop: Workshop) -> None:
+    with pytest.raises(OhemError, match="claims, figure3, rivals, table1"):
+        plan_jobs(workshop.study, "table7", 1)

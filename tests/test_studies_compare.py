@@ -1,0 +1,91 @@
+"""``ohem compare``: any evaluated runs, paired by seed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import ohem
+from ohem.errors import OhemError
+from ohem.recipes.recipe import load_recipe
+from ohem.studies.compare import METRICS, compare
+from shapes import make_shapes
+from test_studies import SMALL
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four evaluated runs, of two samplers and two seeds."""
+    folder = tmp_path_factory.mktemp("compare")
+    shapes = make_shapes(folder / "data", train=8, test=4)
+    (folder / "small.yaml").write_text(SMALL)
+    for sampler in ("random", "hard"):
+        for seed in (0, 1):
+            recipe = load_recipe(str(folder / "small.yaml"), [f"sampler={sampler}", f"seed={seed}", "iterations=2"])
+            run = folder / f"{sampler}-{seed}"
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("OHEM_CACHE", str(folder / "cache"))
+                ohem.train(recipe, ohem.Sources((f"{shapes}@train",)), folder=run, workers=0)
+                ohem.evaluate(run, [f"{shapes}@test"], workers=0)
+    return folder
+
+
+def change(run: Path, **numbers: float) -> None:
+    path = run / "evaluation/metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["voc07"]["mean_ap"] = numbers["voc07"]
+    path.write_text(json.dumps(metrics))
+
+
+def test_arms_are_found_and_paired(runs: Path) -> None:
+    for name, value in (("random-0", 0.5), ("random-1", 0.6), ("hard-0", 0.52), ("hard-1", 0.64)):
+        change(runs / name, voc07=value)
+    found = compare([runs / name for name in ("random-0", "hard-1", "hard-0", "random-1")])
+    assert "sampler.kind=random" in found.arms[0].label
+    assert "sampler.kind=hard" in found.arms[1].label
+    assert "seed" not in found.arms[0].label.replace("sampler", "")
+    gain = found.differences[0][METRICS[0]]
+    assert gain is not None
+    assert gain[0].mean == pytest.approx(3.0)
+    assert gain[1] == 2
+    assert found.warnings == ()
+
+
+def test_runs_that_do_not_compare(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(OhemError, match="two recipes or more"):
+        compare([runs / "hard-0", runs / "hard-1"])
+    with pytest.raises(OhemError, match="a second run of seed 0"):
+        compare([runs / "random-0", runs / "hard-0", runs / "hard-0"])
+    with pytest.raises(OhemError, match=r"found no run\.json"):
+        compare([runs / "random-0", tmp_path])
+
+
+def test_runs_on_other_data_are_refused(runs: Path) -> None:
+    path = runs / "hard-1/run.json"
+    before = path.read_text()
+    info = json.loads(before)
+    info["data"]["fingerprint"] = "0" * 64
+    path.write_text(json.dumps(info))
+    with pytest.raises(OhemError, match="found a run trained on other data"):
+        compare([runs / "random-1", runs / "hard-1"])
+    path.write_text(before)
+
+
+def test_a_run_without_evaluation_says_how(runs: Path) -> None:
+    folder = runs / "hard-0"
+    (folder / "evaluation").rename(folder / "away")
+    (folder / "away/metrics.json").rename(folder / "metrics.txt")
+    with pytest.raises(OhemError, match="ohem evaluate"):
+        compare([runs / "random-0", folder])
+    (folder / "metrics.txt").rename(folder / "away/metrics.json")
+    (folder / "away").rename(folder / "evaluation")
+
+
+def test_other_machines_are_warned_of(runs: Path) -> None:
+    path = runs / "hard-1/run.json"
+    before = path.read_text()
+    info = json.loads(before)
+    info["machine"]["threads"] = 64
+    path.write_text(json.dumps(info))
+    assert "threads" in compare([runs / "random-1", runs / "hard-1"]).warnings[0]
+    path.write_text(before)

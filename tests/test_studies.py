@@ -19,6 +19,7 @@ from ohem.studies.report import make_report, write_report
 from ohem.studies.reproduce import Sharing, open_study, reproduce
 from ohem.studies.runner import duration, needs_of, plan_jobs, progress_of, run_jobs, shard_of, targets
 from ohem.studies.tables import fill
+from ohem.training.run import Run
 from ohem.workflow import SILENT
 from shapes import make_shapes
 
@@ -255,6 +256,16 @@ def test_a_lost_result_is_made_again_to_the_same_numbers(workshop: Workshop) -> 
     after = json.loads(path.read_text())
     for key in ("plain", "loss_test", "loss_train", "lr", "settings", "fingerprint"):
         assert after[key] == before[key], key
+
+
+def test_bootstrapping_trains_each_round_on_the_last_one_s_harvest(workshop: Workshop) -> None:
+    training = mini_study(workshop.study.data, workshop.study.trainings["frcn"].recipe).trainings["bootstrap"]
+    job = TrainJob(replace(training, rounds=2), 0, "frcn", workshop.study.rates)
+    assert run_jobs([job], workshop) == {}
+    first, second = (Run.open(workshop.run_folder(f"bootstrap-s0-round{i}")) for i in (1, 2))
+    assert (first.recipe().iterations, second.recipe().iterations) == (2, 2)
+    assert second.recipe().init_from == first.weights_file
+    assert second.sources().proposals == (str(first.folder / "harvest.json"),)
 
 
 def test_results_of_other_settings_are_refused(workshop: Workshop) -> None:

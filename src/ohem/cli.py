@@ -347,6 +347,37 @@ def detect(
 
 
 @app.command()
+def harvest(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or a weights file.")],
+    out: Annotated[Path, typer.Argument(help="The new proposal file, .json.")],
+    data: Data,
+    proposals: ProposalFiles = None,
+    max_background: Annotated[
+        float, typer.Option(min=0, max=1, help="A background RoI with a lower probability of background is kept.")
+    ] = 0.5,
+    workers: Workers = 1,
+) -> None:
+    """Bootstrapping, as before OHEM: keep the foreground and false positives of a frozen detector, to train on those.
+
+    Example: [cyan]ohem harvest runs/round-1 hard.json --data MY_DATA@train[/cyan], and then
+    [cyan]ohem train lite0 sampler=random sampler.bg_lo=0 init_from=runs/round-1 --data MY_DATA@train
+    --proposals hard.json[/cyan]
+    """
+    from ohem.bootstrapping import harvest as harvest_working_set
+
+    with Console() as console:
+        harvest_working_set(
+            run,
+            data,
+            out,
+            proposals=proposals or [],
+            max_background=max_background,
+            workers=workers,
+            reporter=console,
+        )
+
+
+@app.command()
 def reproduce(
     target: Annotated[str, typer.Argument(help="table1 to table6, figure3, claims, or rivals.")],
     scale: Annotated[Literal["mini", "full"], typer.Option(help="One small network, or the paper's.")] = "mini",

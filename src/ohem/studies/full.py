@@ -1,6 +1,7 @@
 """The paper at full scale: its networks, data and schedules, as the recipes ``paper/...`` have them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from ohem.studies.paper import TABLE6, coco_column, voc_row
@@ -91,6 +92,7 @@ def full_study(folder: Path) -> Study:
         arm("ohem_m_coco_trainval", "coco_trainval_vgg16_ohem_m", data="coco_trainval"),
         arm("ohem_official", f"{voc07}_ohem_official"),
         arm("frozen", f"{voc07}_frozen"),
+        replace(arm("bootstrap", f"{voc07}_frcn_bg0"), rounds=3),
         arm("ohem_quota", f"{voc07}_ohem", "sampler=quota"),
         arm("iou_balanced", f"{voc07}_frcn", "sampler=iou_balanced"),
         arm("rank", f"{voc07}_ohem", "sampler=rank"),
@@ -207,5 +209,6 @@ def _rivals() -> tuple[Row, ...]:
         ("focal loss", "focal"),
         ("GHM", "ghm"),
         ("frozen backbone (SPPnet)", "frozen"),
+        ("bootstrapping, three rounds", "bootstrap"),
     )
     return tuple(Row(label, training) for label, training in rows)

@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ohem.bootstrapping import harvest
 from ohem.data.dataset import DetectionDataset, Detections, ImageId, Proposals
 from ohem.data.split import draw_count, hold_out
 from ohem.errors import OhemError
@@ -24,6 +25,7 @@ from ohem.evaluation.voc import evaluate_voc
 from ohem.files import write_atomically
 from ohem.mining import mean_loss, score_images
 from ohem.models.weights import load_detector
+from ohem.proposals.imports import load_proposals
 from ohem.recipes.recipe import DataSpec, Recipe, load_recipe, override_spec
 from ohem.studies.neglect import neglect
 from ohem.studies.plan import Data, Study, Training
@@ -198,10 +200,33 @@ class TrainJob:
         every = recipe.iterations // CURVE_POINTS if self.training.curve else 0
         return recipe.model_copy(update={"snapshot_every": every})
 
+    def trained(self, workshop: Workshop) -> Run:
+        """The finished run: found, or made; after the last round where there are several."""
+        data, recipe, rounds = workshop.study.data[self.training.data], self.recipe(workshop), self.training.rounds
+        if rounds == 1:
+            return _train(self.name, recipe, data, workshop)
+        run, files, kept = None, data.proposals, None
+        for number in range(1, rounds + 1):
+            changes = {"iterations": recipe.iterations // rounds, "init_from": run.weights_file if run else None}
+            part = recipe.model_copy(update=changes)
+            name = f"{self.name}-round{number}"
+            run = _train(name, part, replace(data, proposals=files), workshop)
+            if number < rounds:
+                file = workshop.run_folder(name) / "harvest.json"
+                if not file.exists():
+                    spec = data_spec(data.classes)
+                    options: Any = {"proposals": data.proposals, "also": kept, "data_spec": spec}
+                    harvest(
+                        run.folder, data.train, file, workers=workshop.workers, reporter=workshop.reporter, **options
+                    )
+                files, kept = (str(file),), load_proposals([file])[0]
+        assert run is not None
+        return run
+
     def run(self, workshop: Workshop) -> Result:
         """Train, detect in the test images, and take the mean loss over all RoIs."""
         study, recipe = workshop.study, self.recipe(workshop)
-        run = _train(self.name, recipe, study.data[self.training.data], workshop)
+        run = self.trained(workshop)
         if server := study.data[self.training.data].server:
             return {"seed": self.seed, "server": server, "settings": settings_digest(recipe), **_provenance(run)}
         test, proposals = workshop.test_images(self.training, recipe)
@@ -280,7 +305,7 @@ class UseJob:
     def run(self, workshop: Workshop) -> Result:
         """Detect and measure; trained again, to the same weights, when the run is not on this machine."""
         study, recipe = workshop.study, self.train.recipe(workshop)
-        run = _train(self.train.name, recipe, study.data[self.train.training.data], workshop)
+        run = self.train.trained(workshop)
         test, proposals = workshop.test_images(self.train.training, recipe)
         part = draw_count(test, study.use_images)
         detector, spec, _ = load_detector(run.weights_file)
@@ -321,7 +346,7 @@ class NeglectJob:
     def run(self, workshop: Workshop) -> Result:
         """See :func:`ohem.studies.neglect.neglect`."""
         recipe = self.train.recipe(workshop)
-        run = _train(self.train.name, recipe, workshop.study.data[self.train.training.data], workshop)
+        run = self.train.trained(workshop)
         images, proposals = workshop.train_images(self.train.training, recipe)
         detector, spec, _ = load_detector(run.weights_file)
         left_out = 1 + self.train.seed % len(images.classes)

@@ -30,7 +30,7 @@ def mini_study(data: Mapping[str, Data], recipe: str = "mini", shortest: int = 2
     longest = f"detector.image.longest={round(shortest * 5 / 3)}"
     several = (f"detector.image.train_scales={scales}", longest)
 
-    def arm(name: str, *overrides: str, **options: str | bool) -> Training:
+    def arm(name: str, *overrides: str, **options: str | bool | int) -> Training:
         return Training(name, recipe, overrides, **options)  # type: ignore[arg-type]
 
     trainings = by_name(
@@ -51,6 +51,7 @@ def mini_study(data: Mapping[str, Data], recipe: str = "mini", shortest: int = 2
             arm("ohem_quarter", _HARD % 64, "data.fraction=0.25", rate_of="ohem"),
             arm("frcn_coco", _FRCN, "data.holdout=0.3", data="coco", rate_of="frcn"),
             arm("ohem_coco", _HARD % 64, "data.holdout=0.3", data="coco", rate_of="ohem"),
+            arm("bootstrap", _BG0, rate_of="frcn", rounds=3),
             arm("frozen", _FRCN, "detector.backbone.freeze=all"),
             arm("ohem_quota", "sampler=quota"),
             arm("iou_balanced", "sampler=iou_balanced"),
@@ -156,6 +157,7 @@ def _tables() -> Mapping[str, Table]:
                 Row("focal loss", "focal"),
                 Row("GHM", "ghm"),
                 Row("frozen backbone (SPPnet)", "frozen"),
+                Row("bootstrapping, three rounds", "bootstrap"),
             ),
             "not in the paper",
         ),

@@ -15,6 +15,8 @@ class Training:
         data: which of the study's data it trains on and is tested on.
         rate_of: the training whose tuned learning rate it takes; None: its own is tuned, where the study tunes.
         curve: measure the loss over all RoIs on the way too (figure 3), not only at the end.
+        rounds: of bootstrapping (section 2), of equal length; between them the frozen detector's false positives are
+            harvested, and the next round trains on those. 1: no bootstrapping.
     """
 
     name: str
@@ -23,6 +25,7 @@ class Training:
     data: str = "main"
     rate_of: str | None = None
     curve: bool = False
+    rounds: int = 1
 
 
 @dataclass(frozen=True)

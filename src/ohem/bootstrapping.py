@@ -1,0 +1,110 @@
+"""The older road (paper, section 2): bootstrapping with a frozen detector, before mining went online.
+
+Train for a while; with the weights frozen, run over all training images and harvest what the detector gets wrong; train
+on, on that working set; repeat. Each harvest is a pass over the whole set, in which nothing is learned, and the working
+set is out of date after the first steps that follow.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ohem.data.dataset import ImageId, Proposals
+from ohem.errors import OhemError
+from ohem.files import write_atomically
+from ohem.mining import ScoredImage, score_images
+from ohem.models.weights import load_detector
+from ohem.recipes.recipe import DataSpec
+from ohem.training.run import Weights, find_weights
+from ohem.workflow import SILENT, Reporter, open_dataset, open_proposals
+
+Harvest = dict[ImageId, NDArray[np.float32]]
+"""Image id -> (K, 4) boxes, as :data:`ohem.data.dataset.Proposals`."""
+
+
+def is_hard(image: ScoredImage, max_background: float = 0.5) -> torch.Tensor:
+    """(R,) which RoIs go into the working set: all foreground, and the false positives.
+
+    Args:
+        image: scored by the frozen detector.
+        max_background: a background RoI is a false positive when its probability of background is lower.
+    """
+    probability = torch.exp(-image.losses.cls)
+    return (image.rois.labels > 0) | ((image.rois.labels == 0) & (probability < max_background))
+
+
+def harvest(
+    source: Path,
+    data: Sequence[str],
+    out: Path,
+    *,
+    proposals: Sequence[str] = (),
+    also: Proposals | None = None,
+    max_background: float = 0.5,
+    weights: Weights = "last",
+    data_spec: DataSpec | None = None,
+    workers: int = 1,
+    reporter: Reporter = SILENT,
+) -> Harvest:
+    """Write the working set of a trained detector as a proposal file, to train on with ``--proposals``.
+
+    Args:
+        source: a run's folder, or a weights file.
+        data: sources of the training images; the classes are the detector's.
+        out: a new JSON file, in COCO's results form; the score of a proposal is its loss.
+        proposals: files; selective search when none.
+        also: an earlier working set, which is kept: the set only grows.
+        max_background: see :func:`is_hard`.
+        weights: which of a run's.
+        data_spec: how objects of other classes and bad boxes are dealt with.
+        workers: processes that read images.
+        reporter: told of the progress.
+
+    Returns:
+        The working set. An image without a false positive or foreground keeps its hardest RoI.
+
+    Raises:
+        OhemError: ``out`` exists, or anything is wrong with the weights or the data.
+    """
+    if out.exists():
+        raise OhemError(f"{out}: found a file there already; allowed: a new file")
+    detector, spec, classes = load_detector(find_weights(source, weights))
+    wanted = (data_spec or DataSpec(other_classes="drop")).model_copy(update={"classes": classes})
+    dataset = open_dataset(data, wanted, reporter)
+    every = open_proposals(dataset, proposals, spec.proposals, workers, reporter)
+
+    def progress(done: int, total: int) -> None:
+        reporter.progress("harvesting", done, total)
+
+    kept: Harvest = {}
+    rows: list[dict[str, object]] = []
+    candidates = 0
+    for image in score_images(detector, spec, dataset.records, every, workers=workers, progress=progress):
+        boxes = every[image.record.id][: spec.proposals.max_per_image or None]
+        losses = image.losses.total[: len(boxes)].numpy()
+        chosen = is_hard(image, max_background)[: len(boxes)].numpy()
+        if not chosen.any() and len(boxes):
+            chosen[losses.argmax()] = True
+        if also is not None:
+            chosen |= _among(boxes, also[image.record.id])
+        candidates += len(boxes)
+        kept[image.record.id] = boxes[chosen]
+        rows += [
+            {"image_id": image.record.id, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": round(float(loss), 4)}
+            for (x1, y1, x2, y2), loss in zip(boxes[chosen].tolist(), losses[chosen], strict=True)
+        ]
+    write_atomically(out, json.dumps(rows))
+    reporter.say(
+        f"{out}: {len(rows)} of {candidates} proposals of {len(kept)} images are foreground or false positives"
+    )
+    return kept
+
+
+def _among(boxes: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(P,) which boxes stand among the others, to the hundredth of a pixel that survives a file."""
+    known = {tuple(box) for box in np.round(others, 2).tolist()}
+    return np.array([tuple(box) in known for box in np.round(boxes, 2).tolist()], dtype=bool)

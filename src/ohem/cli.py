@@ -435,9 +435,10 @@ def reproduce(
         console.table(f"{table.table.name}: {table.table.title}", TEXT_HEADER, text_rows(table))
     if report.costs:
         console.table("table2: cost of a training step", COST_HEADER, report.costs)
-    if report.judgements:
-        rows = [(each.claim.id, each.claim.statement, each.verdict) for each in report.judgements]
-        console.table("claims", ("", "", ""), rows)
+    for each in report.judgements:
+        console.say(f"{each.claim.id} {each.verdict}: {each.claim.statement}")
+        for label, value in each.evidence.measured:
+            console.say(f"    {label}: {value}")
     for name, why in report.not_run:
         console.say(f"not run: {name}: {why}")
     console.say(f"page: {page}, numbers: {page.with_suffix('.json')}")

@@ -12,13 +12,14 @@ from ohem.recipes.recipe import load_recipe, override_spec
 from ohem.studies.book import Book
 from ohem.studies.claims import CLAIMS, judge_all
 from ohem.studies.full import full_data, full_study
-from ohem.studies.jobs import Results, TrainJob, TuneJob, UseJob, Workshop
+from ohem.studies.jobs import TrainJob, TuneJob, UseJob
 from ohem.studies.mini import mini_study
 from ohem.studies.plan import Data, Study
 from ohem.studies.report import make_report, write_report
 from ohem.studies.reproduce import Sharing, open_study, reproduce
 from ohem.studies.runner import duration, needs_of, plan_jobs, progress_of, run_jobs, shard_of, targets
 from ohem.studies.tables import fill
+from ohem.studies.workshop import Results, Workshop
 from ohem.training.run import Run
 from ohem.workflow import SILENT
 from shapes import make_shapes
@@ -285,5 +286,5 @@ def test_what_cannot_run_is_listed_and_the_rest_goes_on(workshop: Workshop) -> N
 
 
 def test_unknown_targets_name_the_known_ones(workshop: Workshop) -> None:
-    with pytest.raises(OhemError, match="claims, figure3, rivals, table1"):
+    with pytest.raises(OhemError, match="claims, figure3, joins, rivals, table1"):
         plan_jobs(workshop.study, "table7", 1)

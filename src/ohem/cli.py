@@ -379,7 +379,7 @@ def harvest(
 
 @app.command()
 def reproduce(
-    target: Annotated[str, typer.Argument(help="table1 to table6, figure3, claims, or rivals.")],
+    target: Annotated[str, typer.Argument(help="table1 to table6, figure3, claims, rivals, or joins.")],
     scale: Annotated[Literal["mini", "full"], typer.Option(help="One small network, or the paper's.")] = "mini",
     data: Annotated[
         str | None,
@@ -408,9 +408,9 @@ def reproduce(
     [cyan]ohem reproduce table3 --scale full --data DIR --seeds 1 --shard 0/4[/cyan]
     """
     from ohem.studies import reproduce as study
-    from ohem.studies.jobs import Workshop
     from ohem.studies.report import COST_HEADER, TEXT_HEADER, text_rows
     from ohem.studies.runner import duration
+    from ohem.studies.workshop import Workshop
 
     sharing = study.Sharing.parse(shard)
     with Console() as console:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ohem.studies.jobs import Result, Results
+from ohem.studies.workshop import Result, Results
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from ohem.studies.mini import joins_table
 from ohem.studies.paper import TABLE6, coco_column, voc_row
 from ohem.studies.plan import Data, Row, Study, Table, Training, by_name
 
@@ -104,6 +105,8 @@ def full_study(folder: Path) -> Study:
         "plain": (),
         "plain_part": (),
         "m": _TEST_SCALES,
+        "m_pool": (*_TEST_SCALES, "detection.join=pool"),
+        "m_nearest": (*_TEST_SCALES, "detection.join=nearest"),
         "b": (_REFINE,),
         "mb": (*_TEST_SCALES, _REFINE),
     }
@@ -134,6 +137,7 @@ def _tables() -> Mapping[str, Table]:
             "ours on val2014, the paper's on test-dev 2015, where ohem submit makes the file for the server",
         ),
         Table("table6", "Impact of multi-scale and iterative bbox regression", ("map50",), _table6()),
+        joins_table(),
         Table("rivals", "Other ways to choose or weigh RoIs", ("map50", "map70", "loss_test"), _rivals()),
     )
     return {table.name: table for table in tables}

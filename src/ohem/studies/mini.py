@@ -66,6 +66,8 @@ def mini_study(data: Mapping[str, Data], recipe: str = "mini", shortest: int = 2
         "plain": (),
         "plain_part": (),
         "m": (test_scales, far),
+        "m_pool": (test_scales, far, "detection.join=pool"),
+        "m_nearest": (test_scales, far, "detection.join=nearest"),
         "b": ("detection.refine=0.05",),
         "mb": (test_scales, far, "detection.refine=0.05"),
     }
@@ -142,6 +144,7 @@ def _tables() -> Mapping[str, Table]:
             ),
             "on a part of the test images",
         ),
+        joins_table(),
         Table(
             "rivals",
             "Other ways to choose or weigh RoIs",
@@ -163,6 +166,23 @@ def _tables() -> Mapping[str, Table]:
         ),
     )
     return {table.name: table for table in tables}
+
+
+def joins_table() -> Table:
+    """How the test scales become one: the paper leaves it open."""
+    rows = (
+        ("one scale", "plain_part"),
+        ("scores and boxes averaged", "m"),
+        ("detections pooled", "m_pool"),
+        ("each RoI at the scale nearest 224 x 224", "m_nearest"),
+    )
+    return Table(
+        "joins",
+        "Ways to join several test scales",
+        ("map50", "map70"),
+        tuple(Row(label, "ohem_m", use) for label, use in rows),
+        "not in the paper; OHEM, trained at several scales",
+    )
 
 
 def _use(several_scales: bool, iterated: bool) -> str:

@@ -13,10 +13,10 @@ from ohem.files import write_atomically
 from ohem.studies.book import Book
 from ohem.studies.chart import line_chart
 from ohem.studies.claims import LEVEL, Judgement, judge_all
-from ohem.studies.jobs import Workshop
 from ohem.studies.paper import TABLE2
 from ohem.studies.runner import COST_FORMS, FIGURE3
 from ohem.studies.tables import Cell, FilledTable, fill, metric_name
+from ohem.studies.workshop import Workshop
 
 CURVE_NAMES = {"frcn_bg0": "bg_lo = 0", "frcn": "bg_lo = 0.1", "all": "all RoIs", "ohem": "OHEM"}
 RULE = (
@@ -44,7 +44,7 @@ def make_report(workshop: Workshop, target: str, seeds: int, not_run: Mapping[st
     """Read what is finished of a target."""
     study, book = workshop.study, Book(workshop.results, range(seeds))
     everything = target == "claims"
-    tables = [t for t in study.tables.values() if t.name == target or (everything and t.name != "rivals")]
+    tables = [t for t in study.tables.values() if t.name == target or (everything and t.name.startswith("table"))]
     curves = {CURVE_NAMES[name]: book.curve(name) for name in FIGURE3} if everything or target == "figure3" else {}
     return Report(
         f"{target.capitalize()} of the OHEM paper, scale {study.scale}",

@@ -9,11 +9,12 @@ from ohem.data.builtin import make_builtin
 from ohem.errors import OhemError
 from ohem.recipes.recipe import load_recipe
 from ohem.studies.full import full_study
-from ohem.studies.jobs import Job, Workshop
+from ohem.studies.jobs import Job
 from ohem.studies.mini import mini_study
 from ohem.studies.plan import Data, Study
 from ohem.studies.report import Report, make_report, write_report
 from ohem.studies.runner import Progress, plan_jobs, progress_of, run_jobs, shard_of
+from ohem.studies.workshop import Workshop
 
 
 @dataclass(frozen=True)

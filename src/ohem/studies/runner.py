@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from ohem.errors import OhemError
 from ohem.studies.claims import CLAIMS
-from ohem.studies.jobs import CostJob, Job, NeglectJob, TrainJob, TuneJob, UseJob, Workshop, run_job, settings_digest
+from ohem.studies.jobs import CostJob, Job, NeglectJob, TrainJob, TuneJob, UseJob, run_job, settings_digest
 from ohem.studies.plan import Study
+from ohem.studies.workshop import Workshop
 
 COST_FORMS = ("frcn", "ohem", "loss_layer")
 FIGURE3 = ("frcn_bg0", "frcn", "all", "ohem")
@@ -31,7 +32,7 @@ def needs_of(study: Study, target: str) -> list[str]:
     if target == "figure3":
         return list(FIGURE3)
     if target == "claims":
-        rows = [row for table in study.tables.values() if table.name != "rivals" for row in table.rows]
+        rows = [row for table in study.tables.values() if table.name.startswith("table") for row in table.rows]
         return list(
             dict.fromkeys([n for claim in CLAIMS for n in claim.needs] + [f"{r.training}+{r.use}" for r in rows])
         )

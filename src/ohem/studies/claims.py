@@ -143,16 +143,14 @@ def _ratios(book: Book, network: str, dear: str, cheap: str) -> tuple[list[float
 
 
 def _c6(book: Book) -> Evidence:
-    parts: list[Part] = []
-    memory: list[tuple[str, list[float]]] = []
+    told, holds, fails, memory_fits = [], [], [], True
     for network in ("vgg_cnn_m_1024", "vgg16"):
-        time, space = _ratios(book, network, "ohem", "frcn")
-        parts.append((f"{network}: {REASONABLE_TIME} - time ratio", [REASONABLE_TIME - x for x in time], 0.0))
-        memory.append((f"{network}: {REASONABLE_MEMORY} - memory ratio", [REASONABLE_MEMORY - x for x in space]))
-    evidence = _all_above(parts, memory)
-    if any(value < 0 for _, values in memory for value in values):
-        return Evidence(1.0, evidence.p_fails, evidence.measured)
-    return evidence
+        times, spaces = _ratios(book, network, "ohem", "frcn")
+        told += [(f"{network}: time ratio", _told(times)), (f"{network}: memory ratio", _told(spaces))]
+        holds.append(p_less(times, REASONABLE_TIME))
+        fails.append(p_greater(times, REASONABLE_TIME))
+        memory_fits = memory_fits and all(space <= REASONABLE_MEMORY for space in spaces)
+    return Evidence(max(holds) if memory_fits else 1.0, min(1.0, len(fails) * min(fails)), tuple(told))
 
 
 def _c7(book: Book) -> Evidence:

@@ -54,13 +54,15 @@ class TuneJob:
         """Results that it waits for."""
         return []
 
+    def recipe(self, workshop: Workshop) -> Recipe:
+        """With this rate, and a part of the training images held out."""
+        changes = f"optimizer.lr={self.rate}", f"seed={TUNING_SEED}", f"data.holdout={TUNING_HOLDOUT}"
+        return _recipe(self.training, workshop.study.data[self.training.data], *changes)
+
     def run(self, workshop: Workshop) -> Result:
         """Train and return the validation metric."""
-        data = workshop.study.data[self.training.data]
-        recipe = _recipe(
-            self.training, data, f"optimizer.lr={self.rate}", f"seed={TUNING_SEED}", f"data.holdout={TUNING_HOLDOUT}"
-        )
-        run = _train(self.name, recipe, data, workshop)
+        recipe = self.recipe(workshop)
+        run = _train(self.name, recipe, workshop.study.data[self.training.data], workshop)
         last = [record for record in run.log() if record["kind"] == "validation"][-1]
         return {
             "rate": self.rate,

@@ -115,7 +115,9 @@ def _kind(job: Job) -> str:
 
 
 def _require_same_settings(job: Job, found: str | None, workshop: Workshop) -> None:
-    if isinstance(job, TrainJob) and not job.missing(workshop) and job.training.data in workshop.study.data:
+    if not isinstance(job, TuneJob | TrainJob) or job.training.data not in workshop.study.data:
+        return
+    if not job.missing(workshop):
         expected = settings_digest(job.recipe(workshop))
         if found != expected:
             path = workshop.results.folder / f"{job.name}.json"

@@ -181,5 +181,5 @@ def test_the_paper_s_rows_have_their_batch_and_schedule() -> None:
         assert recipe.detector.image.longest == 1000
         data = name.removeprefix("paper/").split("_")[0]
         steps = {"voc07": (80, 30), "voc12": (80, 30), "voc0712": (200, 40), "voc07pp12": (200, 40), "coco": (240, 160)}
-        if "official" not in name:
+        if "official" not in name and "bootstrap" not in name:
             assert (recipe.iterations // 1000, recipe.schedule.step_every // 1000) == steps[data], name

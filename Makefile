@@ -1,4 +1,4 @@
-# `make demo` and `make test` need nothing but Python 3.11+: each creates .venv when it is missing.
+# `make demo` and `make test` need nothing but Python 3.11.4+: each creates .venv when it is missing.
 PYTHON ?= python3
 VENV := .venv
 OHEM := $(VENV)/bin/ohem

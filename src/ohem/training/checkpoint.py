@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator
 
 from ohem.errors import OhemError
 from ohem.files import atomic_writer
 from ohem.models.fast_rcnn import FastRCNN
 
-FORMAT = 1
+FORMAT = 2
 
 
 def stream_seed(seed: int, name: str) -> int:
-    """The seed of a named stream of randomness (``weights``, ``order``, ``sampler``, ``dropout``).
+    """The seed of a named stream of randomness, such as ``weights``, ``order``, or ``sampler 7 0``.
 
     Streams of their own keep two runs paired: another sampler draws other numbers, and still the weights start equal
-    and the images come in the same order.
+    and the images come in the same order. Sampler and dropout have a stream for each step and pass, so that a checkpoint
+    holds no random state, and what one pass draws changes nothing for the next.
     """
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:4], "big")
 
@@ -30,7 +30,6 @@ def save_checkpoint(
     best: float | None,
     detector: FastRCNN,
     optimizer: torch.optim.Optimizer,
-    sampler_rng: Generator,
 ) -> None:
     """Write the state after ``iteration`` steps, atomically: the old checkpoint stays until the new one is whole."""
     state = {
@@ -39,18 +38,13 @@ def save_checkpoint(
         "best": best,
         "detector": detector.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "sampler_rng": sampler_rng.get_state(),
-        "torch_rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
     with atomic_writer(path) as file:
         torch.save(state, file)
 
 
-def load_checkpoint(
-    path: Path, detector: FastRCNN, optimizer: torch.optim.Optimizer, sampler_rng: Generator
-) -> tuple[int, float | None]:
-    """Put back all state, torch's random state included; returns the iterations done and the best metric so far.
+def load_checkpoint(path: Path, detector: FastRCNN, optimizer: torch.optim.Optimizer) -> tuple[int, float | None]:
+    """Put back all state; returns the iterations done and the best metric so far.
 
     Raises:
         OhemError: not a checkpoint of this format, or of another detector.
@@ -67,8 +61,4 @@ def load_checkpoint(
         optimizer.load_state_dict(state["optimizer"])
     except (RuntimeError, ValueError) as error:
         raise OhemError(f"{path}: found the state of another detector ({str(error).splitlines()[0]})") from error
-    sampler_rng.set_state(state["sampler_rng"])
-    torch.set_rng_state(state["torch_rng"])
-    if torch.cuda.is_available() and state["cuda_rng"]:
-        torch.cuda.set_rng_state_all(state["cuda_rng"])
     return int(state["iteration"]), state["best"]

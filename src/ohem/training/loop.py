@@ -75,11 +75,9 @@ def train(
     device = device or torch.device("cpu")
     detector.to(device).train()
     optimizer = build_optimizer(detector, recipe.optimizer)
-    sampler_rng = Generator().manual_seed(stream_seed(recipe.seed, "sampler"))
-    torch.manual_seed(stream_seed(recipe.seed, "dropout"))
     start, best = 0, None
     if run.checkpoint_file.exists():
-        start, best = load_checkpoint(run.checkpoint_file, detector, optimizer, sampler_rng)
+        start, best = load_checkpoint(run.checkpoint_file, detector, optimizer)
     run.forget_after(start)
 
     def write(record: dict[str, Any]) -> None:
@@ -100,8 +98,10 @@ def train(
             window.start_step()
             optimizer.zero_grad(set_to_none=True)
             parts = [[sample] for sample in batch] if recipe.accumulate else [batch]
-            for part in parts:
-                step = forward(detector, part, sampler_rng, device)
+            for position, part in enumerate(parts):
+                torch.manual_seed(stream_seed(recipe.seed, f"dropout {iteration} {position}"))
+                rng = Generator().manual_seed(stream_seed(recipe.seed, f"sampler {iteration} {position}"))
+                step = forward(detector, part, rng, device)
                 loss = torch.stack(list(step.losses.values())).sum() / len(parts)
                 torch.autograd.backward(loss)
                 window.add(step, 1 / len(parts), measure_all_rois=iteration % recipe.all_rois_every == 0)
@@ -122,7 +122,7 @@ def train(
             if _is_due(done, recipe.snapshot_every):
                 save_detector(run.snapshot_file(done), detector, recipe.detector, images.dataset.classes)
             if last or stopped.is_set() or _is_due(done, recipe.checkpoint_every):
-                save_checkpoint(run.checkpoint_file, done, best, detector, optimizer, sampler_rng)
+                save_checkpoint(run.checkpoint_file, done, best, detector, optimizer)
             if stopped.is_set() and not last:
                 return False
             window.wait_for_data()
@@ -251,8 +251,8 @@ class LogWindow:
         Args:
             step: what came of it.
             weight: its share in the step of the optimizer.
-            measure_all_rois: have the loss over all RoIs measured where the sampler did not ask for it. Random state
-                is left as it was, and the time is not counted as training.
+            measure_all_rois: have the loss over all RoIs measured where the sampler did not ask for it. The time is
+                not counted as training.
         """
         for name, value in step.losses.items():
             self.losses[name] = self.losses.get(name, 0.0) + weight * value.item()
@@ -264,8 +264,7 @@ class LogWindow:
         kind = "ranking"
         if step.score.losses is None and measure_all_rois:
             kind = "measuring"
-            with torch.random.fork_rng():
-                step.score()
+            step.score()
         self.seconds[kind] += step.score.seconds
         self.other += step.score.seconds
         for rois, losses in zip(step.rois, step.score.losses or [], strict=False):

@@ -182,7 +182,9 @@ def train(
     val: Annotated[list[str] | None, typer.Option(help="Measure on this during training.")] = None,
     proposals: ProposalFiles = None,
     val_proposals: Annotated[list[str] | None, typer.Option(help="Proposal files of the validation data.")] = None,
-    run: Annotated[Path | None, typer.Option(help="The run's new folder; default runs/RECIPE.")] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", "--folder", help="The run's new folder; default runs/RECIPE.")
+    ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run from its last checkpoint.")] = None,
     device: Device = None,
     workers: Workers = 1,

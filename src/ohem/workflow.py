@@ -28,7 +28,8 @@ from ohem.proposals.imports import load_proposals, validate_proposals
 from ohem.recipes.recipe import DataSpec, Recipe, override_spec
 from ohem.training.loop import AnnotatedImages, Observer, new_detector
 from ohem.training.loop import train as train_loop
-from ohem.training.run import Run, Sources, Weights, find_weights, fingerprint, next_folder
+from ohem.training.processes import Processes
+from ohem.training.run import Run, Sources, Weights, find_weights, fingerprint, newest_folder, next_folder
 from ohem.training.tensorboard import tensorboard_observer
 
 
@@ -152,16 +153,22 @@ def train(
         OhemError: anything wrong with the data, the recipe or the folder; found before training begins.
     """
     start = time.perf_counter()
-    where = pick_device(device)
-    folder = free_folder(folder, Path("runs") / name)
-    images, validation = _open_all(recipe, sources, workers, reporter)
+    processes = Processes.join(pick_device(device))
+    begun = folder or newest_folder(Path("runs") / name)
+    if processes.restarts and Run(begun).info_file.exists():
+        return begun, resume(begun, device=device, workers=workers, tensorboard=tensorboard, reporter=reporter)
+    reporter = reporter if processes.first else SILENT
+    _require_together(recipe, processes)
+    folder = Path(processes.tell(str(free_folder(folder, Path("runs") / name)) if processes.first else ""))
+    images, validation = _open_all(recipe, sources, workers, reporter, processes)
     detector = new_detector(recipe, images)
-    run = Run.create(folder, recipe, sources, images.dataset, fingerprint(images.dataset, images.proposals))
+    if processes.first:
+        Run.create(folder, recipe, sources, images.dataset, fingerprint(images.dataset, images.proposals))
     reporter.say(
         f"{images.dataset.name}: {len(images.dataset)} images, {len(images.dataset.classes)} classes; run: {folder}"
     )
-    prepared = Prepared(run, recipe, detector, images, validation, time.perf_counter() - start)
-    return folder, _train(prepared, where, workers, tensorboard, reporter)
+    prepared = Prepared(Run(folder), recipe, detector, images, validation, time.perf_counter() - start)
+    return folder, _train(prepared, device, workers, tensorboard, reporter, processes)
 
 
 def resume(
@@ -178,13 +185,16 @@ def resume(
         OhemError: not a run, or its data changed since it began.
     """
     start = time.perf_counter()
-    where = pick_device(device)
+    processes = Processes.join(pick_device(device))
+    reporter = reporter if processes.first else SILENT
     run = Run.open(folder)
     recipe, info = run.recipe(), run.info()
     if run.weights_file.exists():
         reporter.say(f"{folder}: already trained to the end")
+        processes.leave()
         return True
-    images, validation = _open_all(recipe, run.sources(), workers, reporter)
+    _require_together(recipe, processes)
+    images, validation = _open_all(recipe, run.sources(), workers, reporter, processes)
     found = fingerprint(images.dataset, images.proposals)
     if found != info["data"]["fingerprint"]:
         raise OhemError(
@@ -193,10 +203,30 @@ def resume(
         )
     detector = new_detector(recipe, images)
     prepared = Prepared(run, recipe, detector, images, validation, time.perf_counter() - start)
-    return _train(prepared, where, workers, tensorboard, reporter)
+    return _train(prepared, device, workers, tensorboard, reporter, processes)
+
+
+def _require_together(recipe: Recipe, processes: Processes) -> None:
+    processes.require_enough(recipe.images_per_step)
+    if processes.count > 1 and getattr(recipe.sampler, "cap", "image") == "batch":
+        raise OhemError(
+            "sampler.cap: found batch; allowed with several processes: image, since each ranks its own images"
+        )
 
 
 def _open_all(
+    recipe: Recipe, sources: Sources, workers: int, reporter: Reporter, processes: Processes
+) -> tuple[AnnotatedImages, AnnotatedImages | None]:
+    """Open all data; the first process alone before the others, so that only one makes what is missing."""
+    if not processes.first:
+        processes.tell("")
+    opened = _open_sets(recipe, sources, workers, reporter)
+    if processes.first:
+        processes.tell("")
+    return opened
+
+
+def _open_sets(
     recipe: Recipe, sources: Sources, workers: int, reporter: Reporter
 ) -> tuple[AnnotatedImages, AnnotatedImages | None]:
     spec = recipe.detector.proposals
@@ -231,9 +261,11 @@ class Prepared:
     seconds: float
 
 
-def _train(prepared: Prepared, device: torch.device, workers: int, tensorboard: bool, reporter: Reporter) -> bool:
+def _train(
+    prepared: Prepared, device: str | None, workers: int, tensorboard: bool, reporter: Reporter, processes: Processes
+) -> bool:
     observers: list[Observer] = [reporter.record]
-    if tensorboard:
+    if tensorboard and processes.first:
         observers.append(tensorboard_observer(prepared.run.folder / "tensorboard"))
 
     def observe(record: Mapping[str, Any]) -> None:
@@ -247,10 +279,12 @@ def _train(prepared: Prepared, device: torch.device, workers: int, tensorboard: 
         prepared.detector,
         prepared.images,
         prepared.validation,
-        device=device,
+        device=processes.own_device(pick_device(device)),
         workers=workers,
+        processes=processes,
         observe=observe,
     )
+    processes.leave()
     total = prepared.seconds + time.perf_counter() - start
     share = 100 * prepared.seconds / total
     reporter.say(f"{total:.0f} s in all, {share:.0f} % of it checking data and making proposals")

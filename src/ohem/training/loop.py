@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from ohem.recipes.recipe import Recipe
 from ohem.rois import label_rois
 from ohem.training.checkpoint import load_checkpoint, save_checkpoint, stream_seed
 from ohem.training.optimizer import build_optimizer, clip, set_lr
+from ohem.training.processes import ALONE, Processes
 from ohem.training.run import Run, find_weights
 
 Observer = Callable[[Mapping[str, Any]], None]
@@ -50,6 +52,7 @@ def train(
     *,
     device: torch.device | None = None,
     workers: int = 1,
+    processes: Processes = ALONE,
     observe: Observer = lambda record: None,
 ) -> bool:
     """Train a detector, from the start or from the run's last checkpoint, and leave its weights in the run's folder.
@@ -64,6 +67,7 @@ def train(
         validation: to measure on, every ``recipe.evaluation.every`` iterations and at the end.
         device: CPU when omitted.
         workers: processes that read images. Their number does not change the result.
+        processes: that train together, of which this is one; each takes part of the images of every step.
         observe: told of every step and log record.
 
     Returns:
@@ -78,11 +82,17 @@ def train(
     start, best = 0, None
     if run.checkpoint_file.exists():
         start, best = load_checkpoint(run.checkpoint_file, detector, optimizer)
-    run.forget_after(start)
+    if processes.first:
+        run.forget_after(start)
 
     def write(record: dict[str, Any]) -> None:
-        run.append(record)
-        observe(record)
+        if processes.first:
+            run.append(record)
+            observe(record)
+
+    def save(path: Path) -> None:
+        if processes.first:
+            save_detector(path, detector, recipe.detector, images.dataset.classes)
 
     samples = Samples(
         images.dataset.records, images.proposals, recipe.detector.image, recipe.detector.proposals.max_per_image
@@ -90,7 +100,9 @@ def train(
     steps = range(start, recipe.iterations)
     order = stream_seed(recipe.seed, "order")
     scales = recipe.detector.image.train_scales
-    plan = training_batches(len(samples), recipe.images_per_step, steps, order, recipe.data.flip, scales)
+    whole = training_batches(len(samples), recipe.images_per_step, steps, order, recipe.data.flip, scales)
+    plan = [processes.share(batch) for batch in whole]
+    offset = processes.offset(recipe.images_per_step)
     window = LogWindow(device)
     with stop_on_signals() as stopped:
         for iteration, batch in zip(steps, load_batches(samples, plan, workers), strict=True):
@@ -98,13 +110,14 @@ def train(
             window.start_step()
             optimizer.zero_grad(set_to_none=True)
             parts = [[sample] for sample in batch] if recipe.accumulate else [batch]
-            for position, part in enumerate(parts):
+            for position, part in enumerate(parts, start=offset):
                 torch.manual_seed(stream_seed(recipe.seed, f"dropout {iteration} {position}"))
                 rng = Generator().manual_seed(stream_seed(recipe.seed, f"sampler {iteration} {position}"))
                 step = forward(detector, part, rng, device)
-                loss = torch.stack(list(step.losses.values())).sum() / len(parts)
-                torch.autograd.backward(loss)
-                window.add(step, 1 / len(parts), measure_all_rois=iteration % recipe.all_rois_every == 0)
+                weight = len(part) / recipe.images_per_step
+                torch.autograd.backward(torch.stack(list(step.losses.values())).sum() * weight)
+                window.add(step, weight, measure_all_rois=iteration % recipe.all_rois_every == 0)
+            processes.sum_gradients(detector)
             clip(detector, recipe.optimizer.clip_norm)
             optimizer.step()
             window.end_step()
@@ -112,21 +125,22 @@ def train(
             done, last = iteration + 1, iteration + 1 == recipe.iterations
             observe({"kind": "progress", "task": "training", "done": done, "total": recipe.iterations})
             if last or done % recipe.log_every == 0:
-                write({"kind": "train", "iteration": done, "lr": lr, **window.close()})
+                write({"kind": "train", "iteration": done, "lr": lr, **window.close(processes)})
             if validation and (last or _is_due(done, recipe.evaluation.every)):
-                value = measure(detector, recipe, validation, workers, observe)
+                value = measure(detector, recipe, validation, workers, processes, observe)
                 write({"kind": "validation", "iteration": done, recipe.evaluation.metric: value})
                 if best is None or value > best:
                     best = value
-                    save_detector(run.best_file, detector, recipe.detector, images.dataset.classes)
+                    save(run.best_file)
             if _is_due(done, recipe.snapshot_every):
-                save_detector(run.snapshot_file(done), detector, recipe.detector, images.dataset.classes)
-            if last or stopped.is_set() or _is_due(done, recipe.checkpoint_every):
+                save(run.snapshot_file(done))
+            stop = processes.any(stopped.is_set(), device)
+            if processes.first and (last or stop or _is_due(done, recipe.checkpoint_every)):
                 save_checkpoint(run.checkpoint_file, done, best, detector, optimizer)
-            if stopped.is_set() and not last:
+            if stop and not last:
                 return False
             window.wait_for_data()
-    save_detector(run.weights_file, detector, recipe.detector, images.dataset.classes)
+    save(run.weights_file)
     return True
 
 
@@ -199,13 +213,14 @@ def measure(
     recipe: Recipe,
     images: AnnotatedImages,
     workers: int,
+    processes: Processes = ALONE,
     observe: Observer = lambda record: None,
 ) -> float:
-    """The recipe's metric on a data set, in [0, 1]."""
+    """The recipe's metric on a data set, in [0, 1]; each process detects in its part of the images."""
     spec = recipe.detector
     found = detect(
         detector,
-        images.dataset.records,
+        processes.share(images.dataset.records),
         images.proposals,
         spec.image,
         spec.detection,
@@ -213,6 +228,7 @@ def measure(
         workers=workers,
         progress=lambda d, n: observe({"kind": "progress", "task": "validating", "done": d, "total": n}),
     )
+    found = processes.gather(found)
     metric = recipe.evaluation.metric
     if metric == "coco":
         return evaluate_coco(images.dataset, found).numbers["AP"]
@@ -277,15 +293,23 @@ class LogWindow:
         self.steps += 1
         self.seconds["training"] += now(self.device) - self.clock - self.other
 
-    def close(self) -> dict[str, Any]:
-        """The averages a step since the last call. ``loss_all_rois`` is None where it was not measured."""
+    def close(self, processes: Processes = ALONE) -> dict[str, Any]:
+        """The averages a step since the last call, over all processes; seconds and memory are this one's.
+
+        ``loss_all_rois`` is None where it was not measured.
+        """
+        names = sorted(self.losses)
+        counts = (self.selected, self.foreground, self.candidates, self.images, self.all_sum, self.all_count)
+        sums = processes.sum([*(self.losses[name] for name in names), *counts], self.device)
+        losses = {name: value / self.steps for name, value in zip(names, sums, strict=False)}
+        selected, foreground, candidates, images, all_sum, all_count = sums[len(names) :]
         record = {
-            **{name: value / self.steps for name, value in self.losses.items()},
-            "loss_selected_rois": sum(self.losses.values()) / self.steps,
-            "loss_all_rois": self.all_sum / self.all_count if self.all_count else None,
-            "foreground_share": self.foreground / max(self.selected, 1),
-            "selected_per_image": self.selected / self.images,
-            "candidates_per_image": self.candidates / self.images,
+            **losses,
+            "loss_selected_rois": sum(losses.values()),
+            "loss_all_rois": all_sum / all_count if all_count else None,
+            "foreground_share": foreground / max(selected, 1),
+            "selected_per_image": selected / images,
+            "candidates_per_image": candidates / images,
             "seconds": {name: value / self.steps for name, value in self.seconds.items()},
             "peak_memory_mb": peak_memory_mb(self.device),
         }

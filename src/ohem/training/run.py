@@ -153,6 +153,13 @@ def find_weights(source: Path, which: Weights) -> Path:
     return run.weights_file
 
 
+def newest_folder(folder: Path) -> Path:
+    """The last of ``folder``, ``folder-2``, ... that exists; the folder itself where none does."""
+    after = next_folder(folder)
+    number = after.name.removeprefix(folder.name).removeprefix("-")
+    return folder if number in ("", "2") else folder.with_name(f"{folder.name}-{int(number) - 1}")
+
+
 def next_folder(folder: Path) -> Path:
     """The folder itself, or the first of ``folder-2``, ``folder-3``, ... that does not exist."""
     found, count = folder, 1

@@ -12,6 +12,7 @@ from torch import Generator
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.models import detection
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
+from torchvision.models.detection.rpn import RegionProposalNetwork
 
 import ohem
 from ohem.losses import NonFiniteLossError
@@ -477,3 +478,64 @@ def test_the_script_of_the_page(mark):
     exec(small, names)
     assert hasattr(names["model"].roi_heads, "mining") == (mark == "+")
     assert all(loss.isfinite() for loss in names["losses"].values())
+
+
+# ---------------------------------------------------------------------------------------------------------- the anchors
+
+
+def test_torchvisions_own_choice_of_anchors_gives_torchvisions_own_step_bit_by_bit():
+    plain, mined = new(SMALL, frozen=False), new(SMALL, frozen=False)
+    ohem.use_rpn_sampler(mined, TorchvisionsChoice(mined.rpn))
+    assert step(plain, (TWO, NONE)) == step(mined, (TWO, NONE))
+    assert same(plain.state_dict(), mined.state_dict())
+
+
+@pytest.mark.parametrize("objects", [(TWO, ONE), (TWO, NONE), (NONE, NONE)], ids=["both", "one", "none"])
+def test_the_hardest_anchors_train(objects):
+    """A background anchor costs log(1 + exp(objectness)), an object's log(1 + exp(-objectness)) and its box."""
+    model, watched = new(BUILDERS[0]), Watched(HardSampler(10, nms_iou=None), ask=True)
+    ohem.use_rpn_sampler(model, watched)
+    seen = []
+    model.rpn.head.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs))
+    losses = step(model, objects)
+    levels = [level.permute(0, 2, 3, 1).flatten(1) for level in seen[0][0]]
+    for rois, costs, index, logits in zip(
+        watched.rois, watched.losses, watched.chosen, torch.cat(levels, dim=1), strict=True
+    ):
+        sign = torch.where(rois.labels > 0, -1, 1)
+        expected = torch.where(rois.labels >= 0, (1 + (sign * logits).exp()).log(), 0.0)
+        torch.testing.assert_close(costs.cls, expected, rtol=1e-4, atol=1e-5)
+        assert not costs.box[rois.labels < 1].any()
+        assert bool((costs.box > 0).any()) == bool((rois.labels > 0).any())
+        assert sorted(index.tolist()) == sorted(costs.total.argsort(descending=True, stable=True)[:10].tolist())
+    chosen = [cost[index] for cost, index in zip(watched.losses, watched.chosen, strict=True)]
+    for name, part in (("loss_objectness", "cls"), ("loss_rpn_box_reg", "box")):
+        mean = torch.cat([getattr(cost, part) for cost in chosen]).mean().item()
+        assert losses[name] == pytest.approx(mean, rel=1e-4, abs=1e-7)
+
+
+def test_a_batch_of_which_no_anchor_is_chosen_costs_nothing():
+    model = new(SMALL)
+    ohem.use_rpn_sampler(model, RandomSampler(8, bg_lo=0.1))
+    losses = step(model, (NONE, NONE))
+    assert losses["loss_objectness"] == losses["loss_rpn_box_reg"] == 0
+    assert all(p.grad is not None for p in model.rpn.parameters())
+
+
+def test_rois_and_anchors_both_on_copied_and_off():
+    model = new(SMALL)
+    keys, before = list(model.state_dict()), set(vars(model.rpn))
+    ohem.use_sampler(model, HardSampler(8))
+    ohem.use_rpn_sampler(model, HardSampler(8))
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.tensor(list(step(other).values())).isfinite().all()
+        assert list(other.state_dict()) == keys
+        ohem.remove_sampler(other)
+        assert type(other.rpn) is RegionProposalNetwork
+        assert type(other.roi_heads) is RoIHeads
+        assert set(vars(other.rpn)) == before
+
+
+def test_a_model_without_anchors_to_choose():
+    with pytest.raises(ValueError, match="model: found RoIHeads without RegionProposalNetwork; allowed: "):
+        ohem.use_rpn_sampler(new(SMALL).roi_heads, AllSampler())

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ohem.rivals import IoUBalancedSampler, QuotaSampler, RankSampler, StratifiedSampler
     from ohem.rois import Rois, label_rois
     from ohem.samplers import AllSampler, HardSampler, RandomSampler, Sampler, hard_examples
-    from ohem.torchvision_models import remove_sampler, use_sampler
+    from ohem.torchvision_models import remove_sampler, use_rpn_sampler, use_sampler
     from ohem.training.run import Sources
     from ohem.workflow import evaluate, resume, train
 
@@ -53,6 +53,7 @@ _HOME = {
     "resume": "workflow",
     "roi_losses": "losses",
     "train": "workflow",
+    "use_rpn_sampler": "torchvision_models",
     "use_sampler": "torchvision_models",
 }
 
@@ -86,6 +87,7 @@ __all__ = [
     "resume",
     "roi_losses",
     "train",
+    "use_rpn_sampler",
     "use_sampler",
 ]
 

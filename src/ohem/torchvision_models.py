@@ -74,8 +74,8 @@ def use_rpn_sampler(model: nn.Module, sampler: Sampler) -> None:
 
     Args:
         model: changed in place. Calling it again exchanges the sampler; :func:`remove_sampler` takes it off.
-        sampler: as for :func:`use_sampler`. An image has some hundred thousand anchors; to remove near-duplicates
-            among all of them, as :class:`ohem.rivals.StratifiedSampler` does, takes long.
+        sampler: as for :func:`use_sampler`. A large image has a quarter of a million anchors, and to remove
+            near-duplicates among all of them, as :class:`ohem.rivals.StratifiedSampler` does, takes minutes.
 
     Raises:
         ValueError: the model has no ``RegionProposalNetwork``. In a later training step: as for :func:`use_sampler`.

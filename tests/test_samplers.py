@@ -87,6 +87,14 @@ def test_what_a_dropped_roi_overlaps_is_not_dropped_with_it():
     assert as_indices(hard_examples(boxes, torch.tensor([3.0, 2.0, 1.0]), 3, nms_iou=0.6)) == [0, 2]
 
 
+@pytest.mark.parametrize("copies", [7, 8, 9, 40])
+def test_however_many_duplicates_stand_before_it_the_next_survivor_is_found(copies):
+    boxes = torch.tensor([[0, 0, 10, 10]] * copies + [[20, 0, 30, 10]] * copies + [[40, 0, 50, 10]])
+    losses = torch.linspace(1, 0, len(boxes))
+    assert as_indices(hard_examples(boxes, losses, 2)) == [0, copies]
+    assert as_indices(hard_examples(boxes, losses, 3)) == [0, copies, 2 * copies]
+
+
 def test_equal_losses_keep_their_order():
     apart = torch.arange(50, dtype=torch.float32)[:, None] * 20 + torch.tensor([0.0, 0, 10, 10])
     assert as_indices(hard_examples(apart, torch.ones(50), 20)) == list(range(20))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ohem.rivals import IoUBalancedSampler, QuotaSampler, RankSampler, StratifiedSampler
     from ohem.rois import Rois, label_rois
     from ohem.samplers import AllSampler, HardSampler, RandomSampler, Sampler, hard_examples
+    from ohem.torchvision_models import remove_sampler, use_rpn_sampler, use_sampler
     from ohem.training.run import Sources
     from ohem.workflow import evaluate, resume, train
 
@@ -48,9 +49,12 @@ _HOME = {
     "load_dataset": "data.sources",
     "load_detector": "models.weights",
     "load_recipe": "recipes.recipe",
+    "remove_sampler": "torchvision_models",
     "resume": "workflow",
     "roi_losses": "losses",
     "train": "workflow",
+    "use_rpn_sampler": "torchvision_models",
+    "use_sampler": "torchvision_models",
 }
 
 __all__ = [
@@ -79,9 +83,12 @@ __all__ = [
     "load_dataset",
     "load_detector",
     "load_recipe",
+    "remove_sampler",
     "resume",
     "roi_losses",
     "train",
+    "use_rpn_sampler",
+    "use_sampler",
 ]
 
 

@@ -67,15 +67,26 @@ def hard_examples(
     order = losses.argsort(descending=True, stable=True)
     if nms_iou is None:
         return order[:k]
+    # Only a harder RoI drops another, so the survivors among the hardest few are those few's survivors among all. Few
+    # are enough as a rule, and NMS of all, which takes time with the square of their number, is not needed.
+    hardest = order[: 4 * k]
+    survives = _survives(boxes, hardest, groups, nms_iou)
+    while len(hardest) < len(order) and int(survives.sum()) < k:
+        hardest = order[: 4 * len(hardest)]
+        survives = _survives(boxes, hardest, groups, nms_iou)
+    survivors = hardest[survives]
+    return torch.cat([survivors, hardest[~survives]])[:k] if fill else survivors[:k]
+
+
+def _survives(boxes: Tensor, order: Tensor, groups: Tensor | None, nms_iou: float) -> Tensor:
+    """Which of the RoIs in ``order`` no earlier survivor of their group overlaps by more than ``nms_iou``; (O,) bool."""
+    boxes, groups = boxes[order].float(), None if groups is None else groups[order]
     # Ranks in place of losses: nms works in float32, where two losses of higher precision may be equal.
-    hardness = torch.empty(len(order), device=order.device)
-    hardness[order] = -torch.arange(len(order), dtype=torch.float32, device=order.device)
-    kept = torch.zeros_like(order, dtype=torch.bool)
+    hardness = -torch.arange(len(order), dtype=torch.float32, device=order.device)
+    survives = torch.zeros_like(order, dtype=torch.bool)
     for members in _split(groups, len(order), order.device):
-        kept[members[nms(boxes[members].float(), hardness[members], nms_iou)]] = True
-    survives = kept[order]
-    survivors = order[survives]
-    return torch.cat([survivors, order[~survives]])[:k] if fill else survivors[:k]
+        survives[members[nms(boxes[members], hardness[members], nms_iou)]] = True
+    return survives
 
 
 def _split(groups: Tensor | None, count: int, device: torch.device) -> list[Tensor]:

@@ -1,0 +1,309 @@
+"""OHEM for torchvision's two-stage detectors, in the training script one has.
+
+torchvision's seam for choosing RoIs, ``RoIHeads.select_training_samples``, cannot see features, and so cannot rank.
+Here the model's ``RoIHeads`` becomes an instance of a subclass that holds on to the features while it runs forward; its
+``RegionProposalNetwork``, if that is wanted too, one that holds on to the anchors. Nothing is registered, wrapped or
+copied: parameters, state-dict keys, evaluation and the names of the losses stay.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.ops import box_iou
+
+from ohem.losses import RoiLosses, require_finite, roi_losses
+from ohem.models.fast_rcnn import LossLayer
+from ohem.models.roi_head import read_only
+from ohem.rois import Rois
+from ohem.samplers import Sampler, require_at_least
+
+SMOOTH_L1_BETA = 1 / 9
+"""Of torchvision's ``fastrcnn_loss`` and of its region proposal network."""
+
+Samples = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
+"""Of each image: boxes (B, 4), index of the matched object (B,), labels (B,), regression targets (B, 4)."""
+
+
+def use_sampler(model: nn.Module, sampler: Sampler, *, ranking_chunk: int = 512) -> None:
+    """Let ``sampler`` choose the RoIs on which a torchvision detector trains, from now on.
+
+    For ``fasterrcnn_*``, ``maskrcnn_*``, ``keypointrcnn_*`` and every other model that contains torchvision's
+    ``RoIHeads``, also inside ``DistributedDataParallel`` or ``torch.compile``. The model is changed in place. Calling
+    it again exchanges the sampler; :func:`remove_sampler` takes it off.
+
+    The candidates of an image are its proposals and annotated boxes, labelled by torchvision; those between its two
+    thresholds are ignored. The ranking loss of a RoI is cross entropy plus smooth L1 (beta 1/9) summed over the four
+    deltas, in float32. torchvision then computes its own losses of the chosen RoIs: it divides both the class and the
+    box loss by the number of RoIs chosen in the batch, so ``loss_classifier + loss_box_reg`` is the mean of their
+    ranking losses (dropout and BatchNorm aside). Mask and keypoint losses train on the chosen foreground. A batch of
+    which nothing is chosen has losses of zero. The model's ``box_batch_size_per_image`` and ``box_positive_fraction``
+    are without effect; the sampler's settings take their place.
+
+    While RoIs are ranked, BatchNorm in the heads runs with its running statistics and does not update them; dropout is
+    the sampler's choice. Samplers draw from torch's default CPU generator.
+
+    Args:
+        model: in training or evaluation mode. Box predictors must be class-specific, as torchvision's loss expects.
+        sampler: any of :mod:`ohem.samplers` and :mod:`ohem.rivals`, or one of your own.
+        ranking_chunk: RoIs scored at once; bounds the memory that ranking needs.
+
+    Raises:
+        ValueError: the model has no ``RoIHeads``, or ``ranking_chunk`` is less than 1. In a later training step: see
+            :class:`ohem.losses.NonFiniteLossError`.
+    """
+    require_at_least("ranking_chunk", ranking_chunk, 1)
+    for heads in _parts(model, RoIHeads):
+        _let_mine(heads, MiningRoIHeads, Mining(sampler, ranking_chunk))
+
+
+def use_rpn_sampler(model: nn.Module, sampler: Sampler) -> None:
+    """Let ``sampler`` choose the anchors on which the region proposal network of a detector trains, from now on.
+
+    The paper has no region proposal network; this is its idea, carried over. The candidates of an image are all its
+    anchors, labelled by torchvision: 1 for an object, 0 for background, ignored between the two thresholds. An
+    anchor's loss is that of its objectness plus, for objects, smooth L1 (beta 1/9) summed over the four deltas. These
+    are known without another pass, so ranking costs little, and ``loss_objectness + loss_rpn_box_reg`` is the mean over
+    the anchors chosen in the batch. ``rpn_batch_size_per_image`` and ``rpn_positive_fraction`` are without effect.
+
+    Args:
+        model: changed in place. Calling it again exchanges the sampler; :func:`remove_sampler` takes it off.
+        sampler: as for :func:`use_sampler`. A large image has a quarter of a million anchors, and to remove
+            near-duplicates among all of them, as :class:`ohem.rivals.StratifiedSampler` does, takes minutes.
+
+    Raises:
+        ValueError: the model has no ``RegionProposalNetwork``. In a later training step: as for :func:`use_sampler`.
+    """
+    for rpn in _parts(model, RegionProposalNetwork):
+        _let_mine(rpn, MiningRPN, Mining(sampler))
+
+
+def remove_sampler(model: nn.Module) -> None:
+    """Give torchvision's own random choice of RoIs and anchors back; a model without a sampler stays as it is.
+
+    Raises:
+        ValueError: the model has no ``RoIHeads``.
+    """
+    _parts(model, RoIHeads)
+    for module in model.modules():
+        if isinstance(module, _Mined):
+            module.__class__ = module.torchvision_class()
+            del module.mining
+
+
+def _parts(model: nn.Module, kind: type) -> list[Any]:
+    found = [module for module in model.modules() if isinstance(module, kind)]
+    if not found:
+        raise ValueError(
+            f"model: found {type(model).__name__} without {kind.__name__}; allowed: torchvision's two-stage detectors"
+            f" (fasterrcnn_*, maskrcnn_*, keypointrcnn_*) and models that contain torchvision's {kind.__name__}"
+        )
+    return found
+
+
+def _let_mine(module: Any, kind: type, mining: "Mining") -> None:
+    if not isinstance(module, kind):
+        module.__class__ = _mined(kind, module.__class__)
+    module.mining = mining
+
+
+@dataclass(frozen=True)
+class Mining:
+    """The sampler and its settings, in one plain object, so that a sampler with weights is no part of the model."""
+
+    sampler: Sampler
+    ranking_chunk: int = 512
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What ``RoIHeads.forward`` knows and ``select_training_samples`` does not.
+
+    Attributes:
+        features: feature maps of the batch, by name.
+        image_shapes: height and width of each image, without padding.
+    """
+
+    features: dict[str, Tensor]
+    image_shapes: list[tuple[int, int]]
+
+
+class NothingChosenError(Exception):
+    """The sampler chose no RoI of any image; torchvision's losses are a mean over them."""
+
+
+class _Mined:
+    """First base of the classes made at run time: one of the two below, and the class the module had before."""
+
+    mining: Mining
+
+    @classmethod
+    def torchvision_class(cls) -> Any:
+        """The class that the module had before."""
+        return cls.__bases__[1]
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Pickle and copy by the two bases: a class made at run time has no address."""
+        return _new_mined, type(self).__bases__, self.__getstate__()
+
+
+@cache
+def _mined(kind: Any, before: Any) -> Any:
+    return type(f"Mining{before.__name__}", (kind, before), {})
+
+
+def _new_mined(kind: Any, before: Any) -> Any:
+    made = _mined(kind, before)
+    return made.__new__(made)
+
+
+class MiningRoIHeads(_Mined, RoIHeads):  # type: ignore[misc]  # torchvision has no types
+    """``RoIHeads`` with a sampler. Made by :func:`use_sampler`, never constructed."""
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """As torchvision's. The features are let go of on return."""
+        if not self.training:
+            return super().forward(features, proposals, image_shapes, targets)  # type: ignore[no-any-return]
+        self._scene = Scene(features, image_shapes)
+        try:
+            result: tuple[list[dict[str, Tensor]], dict[str, Tensor]]
+            result = super().forward(features, proposals, image_shapes, targets)
+            return result
+        except NothingChosenError:
+            return [], self._zero_losses(features)
+        finally:
+            del self._scene
+
+    # Ranking has no fixed shapes and switches modules' modes: nothing for a compiler to gain, much to trip over.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def select_training_samples(self, proposals: list[Tensor], targets: list[dict[str, Tensor]] | None) -> Samples:
+        """As torchvision's, with all candidates handed to the sampler in place of a random choice."""
+        self.check_targets(targets)
+        assert targets is not None
+        truth = [target["boxes"].to(proposals[0].dtype) for target in targets]
+        candidates = self.add_gt_proposals(proposals, truth)
+        matches, labels = self.assign_targets_to_proposals(candidates, truth, [t["labels"] for t in targets])
+        rois = [self._rois(*image) for image in zip(candidates, truth, matches, labels, strict=True)]
+        score = partial(self._score, self._scene, candidates, rois)
+        chosen = self.mining.sampler(rois, score, torch.default_generator)
+        if not sum(map(len, chosen)):
+            raise NothingChosenError
+        deltas = [image.deltas.to(proposals[0].dtype) for image in rois]
+        return _take(candidates, chosen), _take(matches, chosen), _take(labels, chosen), _take(deltas, chosen)
+
+    def _rois(self, boxes: Tensor, truth: Tensor, match: Tensor, labels: Tensor) -> Rois:
+        """The candidates of one image as samplers know them; in float32 where automatic casting made them less."""
+        foreground, deltas = labels > 0, torch.zeros_like(boxes)
+        deltas[foreground] = self.box_coder.encode_single(truth[match[foreground]], boxes[foreground])
+        return Rois(_widened(boxes), labels, _widened(_greatest_iou(boxes, truth)), _widened(deltas))
+
+    def _score(
+        self, scene: Scene, candidates: list[Tensor], rois: list[Rois], *, dropout: bool = True
+    ) -> list[RoiLosses]:
+        """The read-only pass: the loss of all RoIs of all images, in chunks."""
+        boxes = torch.cat(candidates)
+        image = torch.cat([torch.full_like(each.labels, i) for i, each in enumerate(rois)])
+        logits, deltas = [], []
+        with read_only(self, dropout=dropout):
+            for chunk in torch.split(torch.arange(len(boxes), device=boxes.device), self.mining.ranking_chunk):
+                # Of every chunk the whole batch is shown: pooling takes an image's place in the list for its number,
+                # and fixes its scales for good by the image shapes it is shown first.
+                parts = [boxes[chunk[image[chunk] == i]] for i in range(len(rois))]
+                pooled = self.box_roi_pool(scene.features, parts, scene.image_shapes)
+                outputs = self.box_predictor(self.box_head(pooled))
+                logits.append(outputs[0])
+                deltas.append(outputs[1])
+            sizes = [len(each) for each in rois]
+            outputs_of = zip(*(torch.split(torch.cat(each), sizes) for each in (logits, deltas)), rois, strict=True)
+            losses = [roi_losses(*image, beta=SMOOTH_L1_BETA) for image in outputs_of]
+        require_finite(losses, rois)
+        return losses
+
+    def _zero_losses(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Zero, and a gradient of zero for whatever takes part otherwise, which DistributedDataParallel waits for."""
+        zero = torch.stack([each.flatten()[:0].sum() for each in (*features.values(), *self.parameters())]).sum()
+        names = ["loss_classifier", "loss_box_reg"]
+        names += ["loss_mask"] * self.has_mask() + ["loss_keypoint"] * self.has_keypoint()
+        return {name: zero.clone() for name in names}
+
+
+class MiningRPN(_Mined, RegionProposalNetwork):  # type: ignore[misc]
+    """``RegionProposalNetwork`` with a sampler. Made by :func:`use_rpn_sampler`, never constructed."""
+
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """As torchvision's. Anchors and their overlaps are kept until :meth:`compute_loss`, which follows."""
+        overlaps = [_greatest_iou(boxes, target["boxes"]) for boxes, target in zip(anchors, targets, strict=True)]
+        self._anchors = list(zip(anchors, overlaps, strict=True))
+        result: tuple[list[Tensor], list[Tensor]] = super().assign_targets_to_anchors(anchors, targets)
+        return result
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def compute_loss(
+        self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """torchvision's losses of the anchors that the sampler chose of all."""
+        rois = [
+            Rois(_widened(boxes), label.long(), _widened(iou), torch.where(label[:, None] > 0, _widened(target), 0.0))
+            for (boxes, iou), label, target in zip(self._anchors, labels, regression_targets, strict=True)
+        ]
+        del self._anchors
+        losses = _anchor_losses(objectness.detach().flatten(), pred_bbox_deltas.detach(), rois)
+        require_finite(losses, rois)
+        chosen = self.mining.sampler(rois, LossLayer(losses), torch.default_generator)
+        if not sum(map(len, chosen)):
+            return objectness[:0].sum(), pred_bbox_deltas[:0].sum()
+        trained = [
+            torch.full_like(label, -1).index_copy(0, index, label[index])
+            for label, index in zip(labels, chosen, strict=True)
+        ]
+        own = self.fg_bg_sampler  # type: ignore[has-type]
+        self.fg_bg_sampler = _every_labelled
+        try:
+            result: tuple[Tensor, Tensor]
+            result = super().compute_loss(objectness, pred_bbox_deltas, trained, regression_targets)
+            return result
+        finally:
+            self.fg_bg_sampler = own
+
+
+def _anchor_losses(objectness: Tensor, deltas: Tensor, anchors: list[Rois]) -> list[RoiLosses]:
+    """What each anchor costs: objectness (A,) and deltas (A, 4) of all images, one behind the other."""
+    losses = []
+    sizes = [len(image) for image in anchors]
+    for logits, moves, image in zip(torch.split(objectness, sizes), torch.split(deltas, sizes), anchors, strict=True):
+        label = image.labels.to(image.deltas.dtype)
+        cls = F.binary_cross_entropy_with_logits(_widened(logits), label.clamp(min=0), reduction="none")
+        box = F.smooth_l1_loss(_widened(moves), image.deltas, beta=SMOOTH_L1_BETA, reduction="none").sum(dim=1)
+        losses.append(RoiLosses(torch.where(label >= 0, cls, 0.0), torch.where(label > 0, box, 0.0)))
+    return losses
+
+
+def _every_labelled(labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """In place of torchvision's sampler: all foreground, all background."""
+    return [label > 0 for label in labels], [label == 0 for label in labels]
+
+
+def _greatest_iou(boxes: Tensor, truth: Tensor) -> Tensor:
+    return box_iou(boxes, truth).amax(dim=1) if len(truth) else boxes.new_zeros(len(boxes))
+
+
+def _take(values: Sequence[Tensor], chosen: Sequence[Tensor]) -> list[Tensor]:
+    return [value[index] for value, index in zip(values, chosen, strict=True)]
+
+
+def _widened(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

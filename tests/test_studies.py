@@ -285,6 +285,14 @@ def test_what_cannot_run_is_listed_and_the_rest_goes_on(workshop: Workshop) -> N
     assert workshop.results.get("ohem-s0") is not None
 
 
-def test_unknown_targets_name_the_known_ones(workshop: Workshop) -> None:
+def test_unknown_targets_name_the_known_ones_before_any_data_are_made(tmp_path: Path) -> None:
     with pytest.raises(OhemError, match="claims, figure3, joins, rivals, table1"):
-        plan_jobs(workshop.study, "table7", 1)
+        open_study("table7", "mini", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arguments_that_do_not_go_together(tmp_path: Path) -> None:
+    with pytest.raises(OhemError, match="--data DIR alone"):
+        open_study("table1", "full", tmp_path)
+    with pytest.raises(OhemError, match="no splits trainval and test"):
+        open_study("table1", "mini", tmp_path, data=str(tmp_path))

@@ -417,7 +417,7 @@ def reproduce(
     sharing = study.Sharing.parse(shard)
     with Console() as console:
         opened = study.open_study(
-            scale, out, data=data, test=test, coco=coco, classes=_names(classes) or (), recipe=recipe
+            target, scale, out, data=data, test=test, coco=coco, classes=_names(classes) or (), recipe=recipe
         )
         workshop = Workshop(opened, out, console, device, workers)
         for folder in collect or []:

@@ -13,7 +13,7 @@ from ohem.studies.jobs import Job
 from ohem.studies.mini import mini_study
 from ohem.studies.plan import Data, Study
 from ohem.studies.report import Report, make_report, write_report
-from ohem.studies.runner import Progress, plan_jobs, progress_of, run_jobs, shard_of
+from ohem.studies.runner import Progress, needs_of, plan_jobs, progress_of, run_jobs, shard_of
 from ohem.studies.workshop import Workshop
 
 
@@ -38,6 +38,7 @@ class Sharing:
 
 
 def open_study(
+    target: str,
     scale: Literal["full", "mini"],
     out: Path,
     *,
@@ -50,6 +51,7 @@ def open_study(
     """The study of a scale over someone's data.
 
     Args:
+        target: what is going to be asked for; looked up before any data are made.
         scale: ``full``: the paper's networks, data and schedules. ``mini``: one small network.
         out: where built-in data go.
         data: full: the folder that ``ohem data`` filled. mini: a data source; or a VOC folder with the splits trainval
@@ -61,8 +63,9 @@ def open_study(
         recipe: mini: what all trainings share.
 
     Raises:
-        OhemError: arguments that do not go together.
+        OhemError: arguments that do not go together, or no such target.
     """
+    needs_of(mini_study({}), target)
     if scale == "full":
         if data is None or test or coco or classes or recipe:
             raise OhemError(

@@ -225,7 +225,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     folder = tmp_path_factory.mktemp("study")
     shapes = make_shapes(folder / "data", train=10, test=6)
     (folder / "small.yaml").write_text(SMALL)
-    study = open_study("mini", folder, data=f"{shapes}@train", test=f"{shapes}@test", recipe=str(folder / "small.yaml"))
+    study = open_study(
+        "table4", "mini", folder, data=f"{shapes}@train", test=f"{shapes}@test", recipe=str(folder / "small.yaml")
+    )
     kept = {name: study.trainings[name] for name in ("frcn", "ohem", "frcn_quarter", "ohem_quarter")}
     return Workshop(replace(study, trainings=kept, rates=(0.001,)), folder / "out", SILENT, workers=0)
 

@@ -176,16 +176,10 @@ class TrainJob:
 
 
 @dataclass(frozen=True)
-class UseJob:
-    """A trained detector, used in another way on a part of the test images. No training, as long as its run is there."""
+class _AfterTraining:
+    """A job that needs a trained detector."""
 
     train: TrainJob
-    use: str
-
-    @property
-    def name(self) -> str:
-        """Of its result."""
-        return f"{self.train.name}-{self.use}"
 
     @property
     def group(self) -> str:
@@ -195,6 +189,18 @@ class UseJob:
     def missing(self, workshop: Workshop) -> list[str]:
         """The result of the training."""
         return [self.train.name] if workshop.results.get(self.train.name) is None else []
+
+
+@dataclass(frozen=True)
+class UseJob(_AfterTraining):
+    """A trained detector, used in another way on a part of the test images. No training, as long as its run is there."""
+
+    use: str
+
+    @property
+    def name(self) -> str:
+        """Of its result."""
+        return f"{self.train.name}-{self.use}"
 
     def run(self, workshop: Workshop) -> Result:
         """Detect and measure; trained again, to the same weights, when the run is not on this machine."""
@@ -209,25 +215,15 @@ class UseJob:
 
 
 @dataclass(frozen=True)
-class NeglectJob:
+class NeglectJob(_AfterTraining):
     """Claim C13: leave one class out of a trained detector's mini-batches, then let it be chosen again."""
 
-    train: TrainJob
     steps: int = 120
 
     @property
     def name(self) -> str:
         """Of its result."""
         return f"neglect-s{self.train.seed}"
-
-    @property
-    def group(self) -> str:
-        """See :attr:`TuneJob.group`."""
-        return self.train.group
-
-    def missing(self, workshop: Workshop) -> list[str]:
-        """The result of the training."""
-        return [self.train.name] if workshop.results.get(self.train.name) is None else []
 
     def run(self, workshop: Workshop) -> Result:
         """See :func:`ohem.studies.neglect.neglect`."""

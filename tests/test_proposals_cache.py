@@ -238,7 +238,9 @@ def run_script(body, *arguments, **options):
     return subprocess.Popen([sys.executable, "-c", head + body, *map(str, arguments)], text=True, **options)
 
 
+# A test run in the background of a shell has SIGINT ignored, and would hand that on.
 MAKE = """
+signal.signal(signal.SIGINT, signal.default_int_handler)
 records = [record_of(p.stem, p, (160, 120)) for p in sorted(Path(sys.argv[1]).iterdir())]
 tell = lambda step: print(step.done, flush=True)
 make_proposals(records, Path(sys.argv[2]), SETTING, workers=2, progress=tell)

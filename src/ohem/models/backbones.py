@@ -66,9 +66,9 @@ class Backbone(nn.Module):
         """The network proper, on preprocessed images."""
         raise NotImplementedError(type(self).__name__)
 
-    def frozen_by_paper(self) -> Iterable[nn.Module]:
-        """The layers that the paper does not train."""
-        return ()
+    def early(self) -> Iterable[nn.Module | nn.Parameter]:
+        """The layers up to stride 4; of the paper's networks, those that the paper does not train."""
+        raise NotImplementedError(type(self).__name__)
 
 
 class VGG16(Backbone):
@@ -94,7 +94,7 @@ class VGG16(Backbone):
         """See :meth:`Backbone.maps`."""
         return cast(Tensor, self.features(images))
 
-    def frozen_by_paper(self) -> Iterable[nn.Module]:
+    def early(self) -> Iterable[nn.Module]:
         """conv1_1 to conv2_2."""
         return list(self.features[:10])
 
@@ -130,7 +130,7 @@ class VGGCNNM1024(Backbone):
         """See :meth:`Backbone.maps`."""
         return cast(Tensor, self.features(images))
 
-    def frozen_by_paper(self) -> Iterable[nn.Module]:
+    def early(self) -> Iterable[nn.Module]:
         """conv1."""
         return list(self.features[:1])
 
@@ -180,6 +180,15 @@ class TimmBackbone(Backbone):
         size = maps[0].shape[-2:]
         return torch.cat([maps[0], *(F.interpolate(each, size, mode="nearest") for each in maps[1:])], dim=1)
 
+    def early(self) -> Iterable[nn.Parameter]:
+        """All up to the end of the layers with stride 4, in the order in which timm builds them."""
+        module = [info["module"] for info in self.body.feature_info.info if info["reduction"] <= 4][-1]
+        names = [name for name, _ in self.body.named_modules()]
+        last = module if module in names else module.replace(".", "_")  # timm's own rule when it takes models apart
+        end = max(i for i, name in enumerate(names) if name == last or name.startswith(f"{last}."))
+        modules = [self.body.get_submodule(name) for name in names[: end + 1]]
+        return [parameter for each in modules for parameter in each.parameters(recurse=False)]
+
     def train(self, mode: bool = True) -> "TimmBackbone":
         """Training mode, with BatchNorm left in evaluation mode."""
         super().train(mode)
@@ -203,7 +212,11 @@ def build_backbone(spec: BackboneSpec) -> Backbone:
         backbone: Backbone = VGG16() if spec.name == "vgg16" else VGGCNNM1024()
     else:
         backbone = TimmBackbone(spec.name, spec.strides, spec.scales)
-    frozen: Iterable[nn.Module] = {"paper": backbone.frozen_by_paper(), "all": [backbone], "none": ()}[spec.freeze]
-    for module in frozen:
-        module.requires_grad_(False)
+    frozen: Iterable[nn.Module | nn.Parameter] = ()
+    if spec.freeze == "all":
+        frozen = [backbone]
+    elif spec.freeze == "early" or (spec.freeze == "paper" and not isinstance(backbone, TimmBackbone)):
+        frozen = backbone.early()
+    for part in frozen:
+        part.requires_grad_(False)
     return backbone

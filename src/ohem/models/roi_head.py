@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import roi_align, roi_pool
+
+from ohem.models.roi_pooling import align_rois, max_pool_rois
 
 
 class RoIHead(nn.Module):
@@ -67,13 +68,9 @@ class RoIHead(nn.Module):
         return self.cls_score(hidden), self.bbox_pred(hidden)
 
     def pool_rois(self, features: Tensor, boxes: Tensor) -> Tensor:
-        """(R, C, S, S). RoI max-pooling reads inclusive pixel corners, as in Caffe; RoIAlign reads ours."""
-        size, scale = (self.pool_size, self.pool_size), 1 / self.stride
-        boxes = boxes.to(features.dtype)
-        if self.pool == "max":
-            inclusive = boxes - boxes.new_tensor([0, 0, 1, 1])
-            return cast(Tensor, roi_pool(features, [inclusive], size, scale))
-        return cast(Tensor, roi_align(features, [boxes], size, scale, sampling_ratio=2, aligned=True))
+        """(R, C, S, S)."""
+        pool = max_pool_rois if self.pool == "max" else align_rois
+        return pool(features, boxes, self.pool_size, 1 / self.stride)
 
 
 @contextmanager

@@ -24,8 +24,9 @@ class BackboneSpec(Spec):
             from a file that does not say; ``default`` is what the file says, else what the network's own weights want.
         strides: feature maps to use; coarser ones are enlarged to the first and joined. The paper's networks have 16.
         scales: each map is divided by its scale. Backbones with frozen BatchNorm have maps of very different size.
-        freeze: how much is not trained. ``paper``: conv1_1-conv2_2 of VGG16, conv1 of VGG_CNN_M_1024, nothing of
-            timm's; ``all``: everything (SPPnet style); ``none``. BatchNorm statistics are frozen always.
+        freeze: how much is not trained. ``early``: the layers up to stride 4, as other toolkits freeze them;
+            ``paper``: those (conv1_1-conv2_2) of VGG16, conv1 of VGG_CNN_M_1024, nothing of timm's; ``all``: everything
+            (SPPnet style); ``none``. BatchNorm statistics are frozen always.
     """
 
     name: str = "tf_efficientnet_lite0"
@@ -33,7 +34,7 @@ class BackboneSpec(Spec):
     preprocessing: Literal["default", "torchvision", "caffe"] = "default"
     strides: Annotated[tuple[PositiveInt, ...], Len(1)] = (16,)
     scales: tuple[PositiveFloat, ...] | None = None
-    freeze: Literal["paper", "all", "none"] = "paper"
+    freeze: Literal["paper", "early", "all", "none"] = "paper"
 
 
 class HeadSpec(Spec):

@@ -2,9 +2,7 @@
 
 import copy
 import pickle
-import re
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
@@ -614,25 +612,6 @@ def test_data_parallel_training_goes_on_after_a_batch_of_which_nothing_is_chosen
         assert losses["loss_classifier"] > 0
     finally:
         torch.distributed.destroy_process_group()
-
-
-# --------------------------------------------------------------------------------------------------------- documentation
-
-
-@pytest.mark.parametrize("mark", ["-", "+"], ids=["before", "after"])
-def test_the_script_of_the_page(mark):
-    """As it stands there, but with a small input and without a download."""
-    page = (Path(__file__).parents[1] / "docs" / "torchvision.md").read_text()
-    (diff,) = re.findall(r"```diff\n(.*?)```", page, re.DOTALL)
-    lines = diff.splitlines()
-    assert sum(line.startswith(("+", "-")) for line in lines) <= 10
-    script = "\n".join(line[1:] for line in lines if line[:1] in ("", " ", mark))
-    small = script.replace('weights_backbone="DEFAULT"', "weights_backbone=None, min_size=64, max_size=96")
-    assert small != script
-    names = {"loader": [(IMAGES, targets(TWO, NONE))]}
-    exec(small, names)
-    assert hasattr(names["model"].roi_heads, "mining") == (mark == "+")
-    assert all(loss.isfinite() for loss in names["losses"].values())
 
 
 # ---------------------------------------------------------------------------------------------------------- the anchors

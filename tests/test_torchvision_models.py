@@ -2,17 +2,19 @@
 
 import copy
 import pickle
-import re
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Generator
 from torch.nn.parallel import DistributedDataParallel
-from torchvision.models import detection
+from torchvision.models import detection, get_model, list_models
+from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.ops import box_iou
 
 import ohem
 from ohem.losses import NonFiniteLossError
@@ -156,10 +158,15 @@ def same(a, b):
 # ---------------------------------------------------------------------------------- every model, every sampler, one step
 
 
+def test_every_two_stage_builder_of_torchvision_is_here():
+    assert sorted(BUILDERS) == [name for name in list_models(module=detection) if "rcnn" in name]
+
+
 @pytest.mark.parametrize("objects", [(TWO, ONE), (TWO, NONE), (NONE, NONE)], ids=["both", "one", "none"])
 @pytest.mark.parametrize("name", BUILDERS)
 def test_one_step(name, objects):
     model = new(name)
+    keys = list(model.state_dict())
     for sampler, per_image in (
         (HardSampler(8, nms_iou=None), 8),
         (RandomSampler(8, fg_fraction=None, bg_lo=0.0), 8),
@@ -173,10 +180,13 @@ def test_one_step(name, objects):
         expected = [min(per_image or len(image), len(image)) for image in watched.rois]
         assert [len(image) for image in watched.chosen] == expected
         assert count == sum(expected) > 0
-        if objects == (TWO, NONE):
-            model.zero_grad()
-            sum(losses.values()).backward()
-            assert all(p.grad is not None and p.grad.isfinite().all() for p in model.roi_heads.parameters())
+        before = model.roi_heads.box_predictor.cls_score.weight.clone()
+        model.zero_grad()
+        sum(losses.values()).backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.roi_heads.parameters())
+        torch.optim.SGD(model.roi_heads.parameters(), lr=1e-4).step()
+        assert not torch.equal(model.roi_heads.box_predictor.cls_score.weight, before)
+        assert list(model.state_dict()) == keys
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -185,11 +195,12 @@ def test_evaluation_and_weights_do_not_know_of_the_sampler(name):
     keys, weights = list(model.state_dict()), copy.deepcopy(model.state_dict())
     before = model(IMAGES)
     assert all(len(image["boxes"]) for image in before)
-    ohem.use_sampler(model, HardSampler(8))
-    after = model(IMAGES)
-    assert all(same(a, b) for a, b in zip(before, after, strict=True))
-    assert list(model.state_dict()) == keys
-    assert same(model.state_dict(), weights)
+    for sampler in (HardSampler(8), RandomSampler(8), AllSampler()):
+        ohem.use_sampler(model, sampler)
+        after = model(IMAGES)
+        assert all(same(a, b) for a, b in zip(before, after, strict=True))
+        assert list(model.state_dict()) == keys
+        assert same(model.state_dict(), weights)
 
 
 @pytest.mark.parametrize(
@@ -223,6 +234,45 @@ def test_torchvisions_own_choice_gives_torchvisions_own_step_bit_by_bit(name, as
     for seed in range(2 if name == SMALL else 1):
         assert step(plain, (TWO, NONE), seed) == step(mined, (TWO, NONE), seed)
     assert same(plain.state_dict(), mined.state_dict())
+
+
+@pytest.mark.parametrize("name", [SMALL, NORMALIZED, MASKS, KEYPOINTS])
+def test_losses_and_gradients_are_torchvisions_own_on_the_same_rois(name):
+    """An unmodified model whose random choice happens to fall on the RoIs that were hardest."""
+    mined, plain = new(name), new(name)
+    watched = Watched(HardSampler(8))
+    ohem.use_sampler(mined, watched)
+    losses, count = trained_rois(mined, (TWO, ONE))
+    chosen = [
+        torch.zeros(len(image), dtype=torch.bool).index_fill(0, index, True)
+        for image, index in zip(watched.rois, watched.chosen, strict=True)
+    ]
+    plain.roi_heads.fg_bg_sampler = lambda labels: (
+        [each & (label > 0) for each, label in zip(chosen, labels, strict=True)],
+        [each & (label == 0) for each, label in zip(chosen, labels, strict=True)],
+    )
+    expected, same_count = trained_rois(plain, (TWO, ONE))
+    assert 0 < count == same_count < sum(map(len, watched.rois))
+    for each in (losses, expected):
+        sum(each.values()).backward()
+    for part, loss in expected.items():
+        torch.testing.assert_close(losses[part], loss, rtol=1e-5, atol=1e-7)
+    for part, weight in plain.roi_heads.named_parameters():
+        torch.testing.assert_close(mined.roi_heads.get_parameter(part).grad, weight.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("dropout", [True, False])
+def test_dropout_while_ranking_is_the_samplers_choice_and_is_put_back(dropout):
+    model = new(SMALL)
+    on, off = torch.nn.Dropout(0.5), torch.nn.Dropout(0.5).eval()
+    model.roi_heads.box_head = torch.nn.Sequential(model.roi_heads.box_head, on, off)
+    modes = []
+    for module in (on, off):
+        module.register_forward_hook(lambda module, inputs, output: modes.append(module.training))
+    ohem.use_sampler(model, HardSampler(8, dropout=dropout))
+    step(model)
+    assert modes == [dropout, False, True, False]
+    assert (on.training, off.training) == (True, False)
 
 
 def test_ranking_runs_with_the_running_statistics_of_batchnorm_and_trains_with_the_batchs():
@@ -344,6 +394,75 @@ def test_automatic_casting_ranks_in_float32_and_trains_everything():
     assert all(p.grad is not None and p.grad.any() for p in model.roi_heads.box_predictor.parameters())
 
 
+def test_near_duplicates_are_told_apart_in_float32_where_float16_overflows():
+    """91 labels times 1,333 pixels, as NMS per label would shift the boxes in float16, is infinite there."""
+    generator = Generator().manual_seed(0)
+    corner = torch.rand(300, 2, generator=generator) * torch.tensor([1233.0, 700.0])
+    boxes = torch.cat([corner, corner + 100], dim=1).half()
+    near = boxes[:100] + 2  # IoU 0.92
+    model, watched = new(SMALL), Watched(HardSampler(1000, nms_per_label=True), ask=True)
+    model.roi_heads.box_predictor = detection.faster_rcnn.FastRCNNPredictor(1024, 92)
+    ohem.use_sampler(model, watched)
+    features = {name: torch.rand(1, 256, 25, 42, generator=generator) for name in ("0", "1", "pool")}
+    truth = [{"boxes": boxes[:90].float(), "labels": torch.arange(1, 91)}]
+    with torch.autocast("cpu", dtype=torch.float16):
+        losses = model.roi_heads(features, [torch.cat([boxes, near])], [(800, 1333)], truth)[1]
+    assert all(loss.isfinite() for loss in losses.values())
+    ((rois,), (cost,), (index,)) = watched.rois, watched.losses, watched.chosen
+    assert rois.boxes.dtype == cost.total.dtype == torch.float32
+    survivors = []
+    overlap = box_iou(rois.boxes, rois.boxes)
+    for candidate in cost.total.argsort(descending=True, stable=True).tolist():
+        rivals = [one for one in survivors if rois.labels[one] == rois.labels[candidate]]
+        if not (overlap[candidate, rivals] > 0.7).any():
+            survivors.append(candidate)
+    assert sorted(index.tolist()) == sorted(survivors)
+    assert len(survivors) < len(rois)
+
+
+def test_a_class_agnostic_predictor_may_repeat_its_boxes_for_every_class():
+    """torchvision's own loss and detections take class-specific boxes only."""
+
+    class Repeating(detection.faster_rcnn.FastRCNNPredictor):
+        def __init__(self):
+            super().__init__(1024, 4)
+            self.bbox_pred = torch.nn.Linear(1024, 4)
+
+        def forward(self, x):
+            scores, boxes = super().forward(x)
+            return scores, boxes.repeat(1, scores.shape[1])
+
+    model = new(SMALL, box_predictor=Repeating())
+    ohem.use_sampler(model, HardSampler(8))
+    before = model.roi_heads.box_predictor.bbox_pred.weight.clone()
+    assert torch.tensor(list(step(model).values())).isfinite().all()
+    assert not torch.equal(model.roi_heads.box_predictor.bbox_pred.weight, before)
+    assert all(image["boxes"].shape[1] == 4 for image in model.eval()(IMAGES))
+
+
+def test_heads_with_a_loss_of_their_own_may_be_class_agnostic():
+    class Agnostic(RoIHeads):
+        """Trains, and detects nothing."""
+
+        def forward(self, features, proposals, image_shapes, targets=None):
+            boxes, _, labels, aims = self.select_training_samples(proposals, targets)
+            scores, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, boxes, image_shapes)))
+            labels, aims = torch.cat(labels), torch.cat(aims)
+            box = F.smooth_l1_loss(deltas[labels > 0], aims[labels > 0], beta=1 / 9, reduction="sum") / len(labels)
+            return [], {"loss_classifier": F.cross_entropy(scores, labels), "loss_box_reg": box}
+
+    predictor = detection.faster_rcnn.FastRCNNPredictor(1024, 4)
+    predictor.bbox_pred = torch.nn.Linear(1024, 4)
+    model, watched = new(SMALL, box_predictor=predictor), Watched(HardSampler(8), ask=True)
+    model.roi_heads.__class__ = Agnostic
+    ohem.use_sampler(model, watched)
+    losses = step(model)
+    chosen = [cost[index] for cost, index in zip(watched.losses, watched.chosen, strict=True)]
+    for name, part in (("loss_classifier", "cls"), ("loss_box_reg", "box")):
+        mean = torch.cat([getattr(cost, part) for cost in chosen]).mean().item()
+        assert losses[name] == pytest.approx(mean, rel=1e-4) != 0
+
+
 def test_a_loss_that_is_no_number_is_named_before_it_is_trained_on():
     model = new(SMALL)
     ohem.use_sampler(model, HardSampler(8))
@@ -427,11 +546,32 @@ def test_nothing_of_a_step_is_kept():
     assert vars(model.roi_heads).keys() == before
 
 
-@pytest.mark.parametrize("change", [lambda model: ohem.use_sampler(model, AllSampler()), ohem.remove_sampler])
-def test_a_model_without_roi_heads(change):
-    model = detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
-    with pytest.raises(ValueError, match=r"model: found SSD without RoIHeads; allowed: .*fasterrcnn_\*"):
+CHANGES = [
+    lambda model: ohem.use_sampler(model, AllSampler()),
+    lambda model: ohem.use_rpn_sampler(model, AllSampler()),
+    ohem.remove_sampler,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=["rois", "anchors", "remove"])
+@pytest.mark.parametrize("name", sorted(set(list_models(module=detection)) - set(BUILDERS)))
+def test_one_stage_detectors_say_why_they_take_no_sampler(name, change):
+    with torch.device("meta"):
+        model = torch.nn.ModuleDict({"wrapped": get_model(name, weights=None, weights_backbone=None)})
+    family, reason = {
+        "fcos": ("FCOS", "classifies all points, and focal loss weighs the easy ones down"),
+        "retinanet": ("RetinaNet", "classifies all anchors, and focal loss weighs the easy ones down"),
+    }.get(name.split("_")[0], ("SSD", "mines hard background itself, .* positive_fraction"))
+    with pytest.raises(
+        ValueError, match=rf"model: found {family} \(it {reason}.*\), without .*; allowed: .*fasterrcnn_\*"
+    ):
         change(model)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=["rois", "anchors", "remove"])
+def test_a_model_of_another_kind(change):
+    with pytest.raises(ValueError, match=r"model: found Linear, without (RoIHeads|RegionProposalNetwork); allowed: "):
+        change(torch.nn.Linear(2, 2))
 
 
 def test_chunks_of_nothing():
@@ -453,6 +593,15 @@ def test_compiled_heads_give_the_same_losses():
     assert not sum(compiled(*inputs[:3], targets(NONE, NONE))[1].values())
 
 
+def test_a_compiled_model_trains_as_the_model_does():
+    plain, mined = new(SMALL), new(SMALL)
+    for model in (plain, mined):
+        ohem.use_sampler(model, HardSampler(8))
+        ohem.use_rpn_sampler(model, HardSampler(8))
+    assert step(plain) == step(torch.compile(mined, backend="eager"))
+    assert same(plain.state_dict(), mined.state_dict())
+
+
 def test_data_parallel_training_goes_on_after_a_batch_of_which_nothing_is_chosen(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
@@ -463,25 +612,6 @@ def test_data_parallel_training_goes_on_after_a_batch_of_which_nothing_is_chosen
         assert losses["loss_classifier"] > 0
     finally:
         torch.distributed.destroy_process_group()
-
-
-# --------------------------------------------------------------------------------------------------------- documentation
-
-
-@pytest.mark.parametrize("mark", ["-", "+"], ids=["before", "after"])
-def test_the_script_of_the_page(mark):
-    """As it stands there, but with a small input and without a download."""
-    page = (Path(__file__).parents[1] / "docs" / "torchvision.md").read_text()
-    (diff,) = re.findall(r"```diff\n(.*?)```", page, re.DOTALL)
-    lines = diff.splitlines()
-    assert sum(line.startswith(("+", "-")) for line in lines) <= 10
-    script = "\n".join(line[1:] for line in lines if line[:1] in ("", " ", mark))
-    small = script.replace('weights_backbone="DEFAULT"', "weights_backbone=None, min_size=64, max_size=96")
-    assert small != script
-    names = {"loader": [(IMAGES, targets(TWO, NONE))]}
-    exec(small, names)
-    assert hasattr(names["model"].roi_heads, "mining") == (mark == "+")
-    assert all(loss.isfinite() for loss in names["losses"].values())
 
 
 # ---------------------------------------------------------------------------------------------------------- the anchors
@@ -541,5 +671,50 @@ def test_rois_and_anchors_both_on_copied_and_off():
 
 
 def test_a_model_without_anchors_to_choose():
-    with pytest.raises(ValueError, match="model: found RoIHeads without RegionProposalNetwork; allowed: "):
+    with pytest.raises(ValueError, match="model: found RoIHeads, without RegionProposalNetwork; allowed: "):
         ohem.use_rpn_sampler(new(SMALL).roi_heads, AllSampler())
+
+
+# ------------------------------------------------------------------------- why one-stage detectors have nothing to choose
+
+
+def with_gradient(scores, losses):
+    """Which of the (A,) anchors of one image the class loss trains, from scores (1, A, classes)."""
+    losses["classification"].backward()
+    return scores.grad[0].any(dim=1)
+
+
+def one_stage(count, classes, **more):
+    """A target with one object; scores and boxes of that many anchors, all on the object; whose object they are."""
+    boxes = torch.tensor([[10.0, 10, 50, 50]])
+    outputs = {
+        "cls_logits": torch.randn(1, count, classes, generator=Generator().manual_seed(0)).requires_grad_(),
+        "bbox_regression": torch.zeros(1, count, 4),
+    }
+    return [{"boxes": boxes, "labels": torch.tensor([1])}], outputs | more, [boxes.repeat(count, 1)]
+
+
+def test_ssd_mines_the_hardest_background_three_for_each_foreground_anchor():
+    model = detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4)
+    truth, outputs, anchors = one_stage(40, 4)
+    matches = torch.full((40,), -1).index_fill(0, torch.tensor([5, 6]), 0)
+    trained = with_gradient(outputs["cls_logits"], model.compute_loss(truth, outputs, anchors, [matches]))
+    background = F.cross_entropy(outputs["cls_logits"][0], torch.zeros(40, dtype=torch.long), reduction="none")
+    background[[5, 6]] = -1
+    hardest = background.argsort(descending=True)[:6].tolist()
+    assert set(trained.nonzero().flatten().tolist()) == {5, 6, *hardest}
+
+
+def test_retinanet_trains_all_anchors_but_those_between_its_thresholds():
+    truth, outputs, anchors = one_stage(40, 4)
+    matches = torch.full((40,), -1).index_fill(0, torch.tensor([5]), 0).index_fill(0, torch.tensor([7, 8]), -2)
+    losses = RetinaNetHead(8, 1, 4).compute_loss(truth, outputs, anchors, [matches])
+    trained = with_gradient(outputs["cls_logits"], losses)
+    assert set((~trained).nonzero().flatten().tolist()) == {7, 8}
+
+
+def test_fcos_trains_all_points():
+    truth, outputs, anchors = one_stage(40, 4, bbox_ctrness=torch.zeros(1, 40, 1))
+    matches = torch.full((40,), -1).index_fill(0, torch.tensor([5]), 0)
+    losses = FCOSHead(32, 1, 4).compute_loss(truth, outputs, anchors, [matches])
+    assert with_gradient(outputs["cls_logits"], losses).all()

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_iou
 
 from ohem.losses import RoiLosses, require_finite, roi_losses
@@ -26,6 +28,13 @@ from ohem.samplers import Sampler, require_at_least
 
 SMOOTH_L1_BETA = 1 / 9
 """Of torchvision's ``fastrcnn_loss`` and of its region proposal network."""
+
+NOTHING_TO_CHOOSE = {
+    RetinaNet: "it classifies all anchors, and focal loss weighs the easy ones down; train it as it is",
+    FCOS: "it classifies all points, and focal loss weighs the easy ones down; train it as it is",
+    SSD: "it mines hard background itself, as much for each foreground anchor as its positive_fraction says; set that",
+}
+"""Why torchvision's one-stage detectors take no sampler, and what to do."""
 
 Samples = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 """Of each image: boxes (B, 4), index of the matched object (B,), labels (B,), regression targets (B, 4)."""
@@ -50,12 +59,14 @@ def use_sampler(model: nn.Module, sampler: Sampler, *, ranking_chunk: int = 512)
     the sampler's choice. Samplers draw from torch's default CPU generator.
 
     Args:
-        model: in training or evaluation mode. Box predictors must be class-specific, as torchvision's loss expects.
+        model: in training or evaluation mode. Box predictors must be class-specific, as torchvision's loss expects;
+            heads with a loss of their own may have class-agnostic ones.
         sampler: any of :mod:`ohem.samplers` and :mod:`ohem.rivals`, or one of your own.
         ranking_chunk: RoIs scored at once; bounds the memory that ranking needs.
 
     Raises:
-        ValueError: the model has no ``RoIHeads``, or ``ranking_chunk`` is less than 1. In a later training step: see
+        ValueError: the model has no ``RoIHeads`` (of torchvision's one-stage detectors the text says why they need no
+            sampler), or ``ranking_chunk`` is less than 1. In a later training step: see
             :class:`ohem.losses.NonFiniteLossError`.
     """
     require_at_least("ranking_chunk", ranking_chunk, 1)
@@ -101,10 +112,19 @@ def _parts(model: nn.Module, kind: type) -> list[Any]:
     found = [module for module in model.modules() if isinstance(module, kind)]
     if not found:
         raise ValueError(
-            f"model: found {type(model).__name__} without {kind.__name__}; allowed: torchvision's two-stage detectors"
+            f"model: found {_described(model)}, without {kind.__name__}; allowed: torchvision's two-stage detectors"
             f" (fasterrcnn_*, maskrcnn_*, keypointrcnn_*) and models that contain torchvision's {kind.__name__}"
         )
     return found
+
+
+def _described(model: nn.Module) -> str:
+    """The name of the detector, also inside a wrapper, and why it takes no sampler, where that is known."""
+    for module in model.modules():
+        for kind, reason in NOTHING_TO_CHOOSE.items():
+            if isinstance(module, kind):
+                return f"{type(module).__name__} ({reason})"
+    return type(model).__name__
 
 
 def _let_mine(module: Any, kind: type, mining: "Mining") -> None:

@@ -118,7 +118,7 @@ class FastRCNN(nn.Module):
         reweight: Reweighting | None = None,
         mining: Literal["read_only", "loss_layer"] = "read_only",
         smooth_l1_beta: float = 1.0,
-        ranking_chunk: int = 512,
+        ranking_chunk: int = 2048,
     ) -> None:
         super().__init__()
         self.backbone, self.head, self.num_classes = backbone, head, num_classes
@@ -228,19 +228,30 @@ class FastRCNN(nn.Module):
             NonFiniteLossError: a loss is NaN or infinite.
         """
         with read_only(self.head, dropout=dropout):
-            losses = []
-            for feature, image in zip(features, rois, strict=True):
-                starts = range(0, len(image), self.ranking_chunk)
-                chunks = [self._losses(feature, image[s : s + self.ranking_chunk]) for s in starts]
-                empty = [feature.new_zeros(0, dtype=torch.float32)]
-                losses.append(
-                    RoiLosses(
-                        torch.cat([c.cls for c in chunks] or empty),
-                        torch.cat([c.box for c in chunks] or empty),
-                    )
-                )
+            losses = [self._rank_image(feature, image) for feature, image in zip(features, rois, strict=True)]
         require_finite(losses, rois)
         return losses
+
+    def _rank_image(self, feature: Tensor, rois: Rois) -> RoiLosses:
+        """Scores of the different RoIs that are not ignored, box deltas of foreground ones: all that losses need."""
+        cls, box = rois.deltas.new_zeros(2, len(rois))
+        counted = (rois.labels >= 0).nonzero().squeeze(1)
+        different, which = self.head.distinct(rois.boxes[counted])
+        start = 0
+        for chunk in self._chunks(different):
+            hidden = self.head.hidden_of_many(feature, rois.boxes[counted[chunk]])
+            there = ((which >= start) & (which < start + len(chunk))).nonzero().squeeze(1)
+            row, members = which[there] - start, counted[there]
+            part = rois[members]
+            deltas = self.head.bbox_pred(hidden[row[part.labels > 0]])
+            loss = roi_losses(self.head.cls_score(hidden)[row], deltas, part, beta=self.smooth_l1_beta)
+            cls[members], box[members] = loss.cls, loss.box
+            start += len(chunk)
+        return RoiLosses(cls, box)
+
+    def _chunks(self, indices: Tensor) -> Sequence[Tensor]:
+        """As few parts as :attr:`ranking_chunk` allows, of about one length; none of nothing."""
+        return torch.tensor_split(indices, -(-len(indices) // self.ranking_chunk)) if len(indices) else []
 
     def features(self, images: Sequence[Tensor]) -> list[Tensor]:
         """One (1, C, H, W) map an image.
@@ -263,13 +274,14 @@ class FastRCNN(nn.Module):
         Returns:
             Class probabilities (R, C + 1), background first, and a box for each class (R, C + 1, 4).
         """
-        scores, moved = [], []
-        for chunk in torch.split(boxes, self.ranking_chunk):
-            logits, deltas = self.head(feature, chunk)
-            raw = deltas.float().view(len(chunk), self.num_classes + 1, 4) * self.delta_std + self.delta_mean
-            scores.append(logits.float().softmax(dim=1))
-            moved.append(clip_boxes_to_image(decode_deltas(chunk, raw), size))
-        return torch.cat(scores), torch.cat(moved)
+        different, which = self.head.distinct(boxes)
+        scores, deltas = [], []
+        for chunk in torch.split(different, self.ranking_chunk):
+            hidden = self.head.hidden_of_many(feature, boxes[chunk])
+            scores.append(self.head.cls_score(hidden).float().softmax(dim=1))
+            deltas.append(self.head.bbox_pred(hidden).float())
+        raw = torch.cat(deltas)[which].view(len(boxes), self.num_classes + 1, 4) * self.delta_std + self.delta_mean
+        return torch.cat(scores)[which], clip_boxes_to_image(decode_deltas(boxes, raw), size)
 
     @torch.no_grad()
     def set_delta_stats(self, stats: DeltaStats) -> None:

@@ -93,18 +93,23 @@ class RoIHead(nn.Module):
             (R, width of the last layer).
         """
         first, *others = (cast(nn.Linear, layer) for layer in self.fc)
-        cells, channels = self.pool_size**2, features.shape[1]
-        blocks = min(channels, math.ceil(len(boxes) * channels * cells * features.element_size() / POOLED_BYTES))
-        hidden = first.bias.expand(len(boxes), -1).clone()
-        start = 0
-        for block in torch.tensor_split(features, max(blocks, 1), dim=1):
-            end = start + block.shape[1] * cells
-            hidden += F.linear(self.pool_rois(block, boxes).flatten(1), first.weight[:, start:end])
-            start = end
-        hidden = self._drop(hidden.relu_())
+        hidden = self._drop(self.pooled_products(features, boxes, first).relu_())
         for layer in others:
             hidden = self._drop(layer(hidden).relu_())
         return hidden
+
+    @torch.no_grad()
+    def pooled_products(self, features: Tensor, boxes: Tensor, layer: nn.Linear) -> Tensor:
+        """``layer`` of the pooled values of RoIs, (R, its width), as a sum over blocks of channels."""
+        cells, channels = self.pool_size**2, features.shape[1]
+        blocks = min(channels, math.ceil(len(boxes) * channels * cells * features.element_size() / POOLED_BYTES))
+        result = layer.bias.expand(len(boxes), -1).clone()
+        start = 0
+        for block in torch.tensor_split(features, max(blocks, 1), dim=1):
+            end = start + block.shape[1] * cells
+            result += F.linear(self.pool_rois(block, boxes).flatten(1), layer.weight[:, start:end])
+            start = end
+        return result
 
     def distinct(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """RoIs that pool the same cells, and so have the same scores whatever the weights.

@@ -1,19 +1,23 @@
 """The detector: the RoI network, one training step, and scoring."""
 
 import copy
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Generator
 from torchvision.models.detection._utils import BoxCoder
 
 from ohem.boxes import DeltaStats, decode_deltas
-from ohem.losses import mean_losses
+from ohem.losses import mean_losses, roi_losses
 from ohem.models.roi_head import RoIHead
 from ohem.models.spec import BackboneSpec, DetectorSpec, HeadSpec
 from ohem.models.weights import build_detector
+from ohem.rois import Rois
 from ohem.samplers import AllSampler, HardSampler, RandomSampler
 
 CLASSES = 3
@@ -59,15 +63,17 @@ EMPTY = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)
 # --------------------------------------------------------------------------------------------------- the RoI network
 
 
+def c_round(value):
+    """C's round: halves away from zero."""
+    return int(math.floor(abs(value) + np.float32(0.5)) * math.copysign(1, value))
+
+
 def slow_roi_pool(feature, box, size, stride):
     """Caffe's ROIPooling for one box with inclusive corners, loop by loop, in its float32 arithmetic."""
 
-    def nearest(value):  # C's round: halves away from zero
-        return int(math.floor(abs(value) + np.float32(0.5)) * math.copysign(1, value))
-
     channels, height, width = feature.shape
     scale = np.float32(1 / stride)
-    x1, y1, x2, y2 = (nearest(np.float32(corner) * scale) for corner in box)
+    x1, y1, x2, y2 = (c_round(np.float32(corner) * scale) for corner in box)
     bin_h, bin_w = (np.float32(max(high - low + 1, 1)) / np.float32(size) for low, high in ((y1, y2), (x1, x2)))
     pooled = np.zeros((channels, size, size), dtype=np.float32)
     for row in range(size):
@@ -147,6 +153,75 @@ def test_dropout_follows_every_fully_connected_layer():
     dropped.clear()
     head(feature, torch.tensor([[0.0, 0, 100, 100]]))
     assert all(count == 0 for _, count in dropped)
+
+
+@pytest.mark.parametrize("pool", ["max", "align"])
+@pytest.mark.parametrize("pooled_bytes", [1, 30 * 9 * 4 * 2, 2**25])  # a block for each channel, for two, for all
+def test_many_rois_get_the_hidden_values_of_the_regular_pass(pool, pooled_bytes, monkeypatch):
+    monkeypatch.setattr("ohem.models.roi_head.POOLED_BYTES", pooled_bytes)
+    torch.manual_seed(0)
+    head = RoIHead(7, 16, 2, pool=pool, pool_size=3, fc=(20, 10)).eval()
+    feature, boxes = torch.randn(1, 7, 8, 9), proposals_of(30)
+    hidden = head.hidden_of_many(feature, boxes)
+    logits, deltas = head(feature, boxes)
+    assert torch.allclose(head.cls_score(hidden), logits, atol=1e-6)
+    assert torch.allclose(head.bbox_pred(hidden), deltas, atol=1e-6)
+    assert not hidden.requires_grad
+    assert head.hidden_of_many(feature, boxes[:0]).shape == (0, 10)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.25, 0.3, 0.5, 1.0])  # 0.3 is no whole number of 256ths
+def test_dropout_for_many_rois_has_the_rate_and_the_scale_of_dropout(rate):
+    """Within five standard errors, also for each eighth value: the random bytes come in words of eight."""
+    torch.manual_seed(0)
+    head = RoIHead(1, 16, 1, pool_size=1, fc=(4,), dropout=rate).train()
+    kept = head._drop(torch.full((1000, 801), 2.0))
+    assert all(value == pytest.approx(2 / (1 - rate)) for value in kept[kept > 0].unique().tolist())
+    values = kept.flatten()[: 801000 // 8 * 8]
+    for every in (values, *values.view(-1, 8).unbind(1)):
+        assert (every > 0).double().mean().item() == pytest.approx(1 - rate, abs=5 * math.sqrt(0.25 / len(every)))
+    again = head._drop(torch.full((1000, 801), 2.0))
+    assert torch.equal(again, kept) == (rate in (0.0, 1.0))
+    assert torch.equal(head.eval()._drop(torch.ones(2, 3)), torch.ones(2, 3))
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 10**6), stride=st.sampled_from([3, 16]), spread=st.sampled_from([1.0, 20.0, 200.0]))
+def test_equal_rois_pool_equal_bits_and_others_read_other_cells(seed, stride, spread):
+    rng = Generator().manual_seed(seed)
+    corner = torch.rand(40, 2, generator=rng) * spread - spread / 4
+    boxes = torch.cat([corner, corner + 1 + torch.rand(40, 2, generator=rng) * spread], dim=1)
+    boxes[::4] = (boxes[::4] / stride).round() * stride + torch.tensor([0.5 * stride, 0.0, 1.0, 1.0])
+    head = RoIHead(5, stride, 1, pool_size=2, fc=(4,))
+    first, which = head.distinct(boxes)
+    pooled = head.pool_rois(torch.randn(1, 5, 9, 9, generator=rng), boxes)
+    assert torch.equal(pooled[first[which]], pooled)
+    assert (first[which] <= torch.arange(40)).all()  # the first of its kind stands for it
+    inclusive = (boxes - torch.tensor([0.0, 0, 1, 1])).numpy()
+    assert len(first) == len({tuple(c_round(v * np.float32(1 / stride)) for v in box) for box in inclusive})
+
+
+def test_a_roi_is_scored_once_and_an_ignored_one_never(one, monkeypatch):
+    """The read-only pass against the regular pass over all RoIs: boxes repeated, moved within a cell, ignored."""
+    detector, proposals = copy.copy(one), proposals_of(40)
+    feature, rois = one.features([image_of()])[0], one.label(proposals, target(*proposals[:2].tolist(), difficult=[0]))
+    moved = dataclasses.replace(rois, boxes=rois.boxes + 0.01)
+    both = Rois(
+        *(torch.cat([getattr(each, field.name) for each in (rois, moved)]) for field in dataclasses.fields(Rois))
+    )
+    assert {int(label) for label in both.labels} == {-1, 0, 2}
+    scored, score = [], RoIHead.hidden_of_many
+    monkeypatch.setattr(
+        RoIHead, "hidden_of_many", lambda head, f, boxes: scored.append(len(boxes)) or score(head, f, boxes)
+    )
+    for detector.ranking_chunk in (1000, 7):
+        scored.clear()
+        (found,) = detector.rank([feature], [both])
+        wanted = roi_losses(*one.head(feature, both.boxes), both)
+        assert torch.allclose(found.cls, wanted.cls, atol=1e-5)
+        assert torch.allclose(found.box, wanted.box, atol=1e-5)
+        assert sum(scored) == len(one.head.distinct(both.boxes[both.labels >= 0])[0]) <= len(rois) + 2
+        assert max(scored) <= detector.ranking_chunk
 
 
 def test_the_map_is_reduced_once_before_pooling():

@@ -52,7 +52,8 @@ def roi_losses(logits: Tensor, deltas: Tensor, rois: Rois, *, beta: float = 1.0)
 
     Args:
         logits: (R, C + 1) class scores, background first.
-        deltas: (R, 4 * (C + 1)) class-specific normalised deltas, or (R, 4) class-agnostic ones.
+        deltas: (R, 4 * (C + 1)) class-specific normalised deltas, or (R, 4) class-agnostic ones; or those of the
+            foreground RoIs alone.
         rois: what the RoIs are to be.
         beta: where smooth-L1 turns from square to line; 1 in the paper's code (sigma 1), 1/9 in torchvision.
 
@@ -62,7 +63,9 @@ def roi_losses(logits: Tensor, deltas: Tensor, rois: Rois, *, beta: float = 1.0)
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     cls = F.cross_entropy(logits, rois.labels, ignore_index=-1, reduction="none")
     foreground = (rois.labels > 0).nonzero().squeeze(1)
-    per_class = deltas[foreground].view(len(foreground), deltas.shape[1] // 4, 4)
+    if len(deltas) == len(rois):
+        deltas = deltas[foreground]
+    per_class = deltas.view(len(foreground), deltas.shape[1] // 4, 4)
     row = rois.labels[foreground] if per_class.shape[1] > 1 else torch.zeros_like(foreground)
     chosen = per_class[torch.arange(len(foreground), device=row.device), row]
     each = F.smooth_l1_loss(

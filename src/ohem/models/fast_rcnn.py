@@ -1,5 +1,6 @@
 """Fast R-CNN with the sampler as its one seam (paper, sections 3 and 4)."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from ohem.boxes import DeltaStats, decode_deltas
 from ohem.losses import RoiLosses, mean_losses, require_finite, roi_losses
 from ohem.models.backbones import Backbone
 from ohem.models.roi_head import RoIHead, read_only
+from ohem.ranking import LowRankRanking, Ranking, ThinHead
 from ohem.reweighting import LogLoss, Reweighting
 from ohem.rois import Rois, label_rois
 from ohem.samplers import HardSampler, Sampler
@@ -103,6 +105,7 @@ class FastRCNN(nn.Module):
 
     delta_mean: Tensor
     delta_std: Tensor
+    thin_head: ThinHead | None
 
     def __init__(
         self,
@@ -118,7 +121,7 @@ class FastRCNN(nn.Module):
         reweight: Reweighting | None = None,
         mining: Literal["read_only", "loss_layer"] = "read_only",
         smooth_l1_beta: float = 1.0,
-        ranking_chunk: int = 512,
+        ranking_chunk: int = 2048,
     ) -> None:
         super().__init__()
         self.backbone, self.head, self.num_classes = backbone, head, num_classes
@@ -127,6 +130,7 @@ class FastRCNN(nn.Module):
         self.reweight: Reweighting = reweight or LogLoss()
         self.mining: Literal["read_only", "loss_layer"] = mining
         self.smooth_l1_beta, self.ranking_chunk = smooth_l1_beta, ranking_chunk
+        self.thin_head = None
         stats = stats or DeltaStats.fixed(num_classes)
         self.register_buffer("delta_mean", stats.mean.clone())
         self.register_buffer("delta_std", stats.std.clone())
@@ -228,19 +232,58 @@ class FastRCNN(nn.Module):
             NonFiniteLossError: a loss is NaN or infinite.
         """
         with read_only(self.head, dropout=dropout):
-            losses = []
-            for feature, image in zip(features, rois, strict=True):
-                starts = range(0, len(image), self.ranking_chunk)
-                chunks = [self._losses(feature, image[s : s + self.ranking_chunk]) for s in starts]
-                empty = [feature.new_zeros(0, dtype=torch.float32)]
-                losses.append(
-                    RoiLosses(
-                        torch.cat([c.cls for c in chunks] or empty),
-                        torch.cat([c.box for c in chunks] or empty),
-                    )
-                )
+            losses = self._rank(list(features), list(rois))
         require_finite(losses, rois)
         return losses
+
+    def _rank(self, features: list[Tensor], rois: list[Rois]) -> list[RoiLosses]:
+        thin = self.thin_head
+        if thin is None or thin.is_due():
+            if thin is not None:
+                thin.fit(self.head, features, [image.boxes for image in rois])
+            return [self._score_all(feature, image) for feature, image in zip(features, rois, strict=True)]
+        losses = []
+        for feature, image in zip(features, rois, strict=True):
+            found = self._score_all(feature, image, thin)
+            easy_first = torch.where(image.labels > 0, torch.inf, found.total).argsort(stable=True)
+            foreground = int((image.labels > 0).sum())
+            likely = easy_first[
+                len(image) - min(len(image), foreground + math.ceil(thin.settings.share * len(image))) :
+            ]
+            exact = self._score_all(feature, image[likely])
+            found.cls[likely], found.box[likely] = exact.cls, exact.box
+            losses.append(found)
+        return losses
+
+    def _score_all(self, feature: Tensor, rois: Rois, thin: ThinHead | None = None) -> RoiLosses:
+        """Scores of the different RoIs that are not ignored, box deltas of foreground ones: all that losses need.
+
+        Args:
+            feature: of the image.
+            rois: of the image.
+            thin: scores in place of the head's hidden layers.
+        """
+        cls, box = rois.deltas.new_zeros(2, len(rois))
+        counted = (rois.labels >= 0).nonzero().squeeze(1)
+        different, which = self.head.distinct(rois.boxes[counted])
+        start = 0
+        for chunk in self._chunks(different):
+            boxes = rois.boxes[counted[chunk]]
+            hidden = (
+                thin.hidden_of_many(self.head, feature, boxes) if thin else self.head.hidden_of_many(feature, boxes)
+            )
+            there = ((which >= start) & (which < start + len(chunk))).nonzero().squeeze(1)
+            row, members = which[there] - start, counted[there]
+            part = rois[members]
+            deltas = self.head.bbox_pred(hidden[row[part.labels > 0]])
+            loss = roi_losses(self.head.cls_score(hidden)[row], deltas, part, beta=self.smooth_l1_beta)
+            cls[members], box[members] = loss.cls, loss.box
+            start += len(chunk)
+        return RoiLosses(cls, box)
+
+    def _chunks(self, indices: Tensor) -> Sequence[Tensor]:
+        """As few parts as :attr:`ranking_chunk` allows, of about one length; none of nothing."""
+        return torch.tensor_split(indices, -(-len(indices) // self.ranking_chunk)) if len(indices) else []
 
     def features(self, images: Sequence[Tensor]) -> list[Tensor]:
         """One (1, C, H, W) map an image.
@@ -263,13 +306,18 @@ class FastRCNN(nn.Module):
         Returns:
             Class probabilities (R, C + 1), background first, and a box for each class (R, C + 1, 4).
         """
-        scores, moved = [], []
-        for chunk in torch.split(boxes, self.ranking_chunk):
-            logits, deltas = self.head(feature, chunk)
-            raw = deltas.float().view(len(chunk), self.num_classes + 1, 4) * self.delta_std + self.delta_mean
-            scores.append(logits.float().softmax(dim=1))
-            moved.append(clip_boxes_to_image(decode_deltas(chunk, raw), size))
-        return torch.cat(scores), torch.cat(moved)
+        different, which = self.head.distinct(boxes)
+        scores, deltas = [], []
+        for chunk in torch.split(different, self.ranking_chunk):
+            hidden = self.head.hidden_of_many(feature, boxes[chunk])
+            scores.append(self.head.cls_score(hidden).float().softmax(dim=1))
+            deltas.append(self.head.bbox_pred(hidden).float())
+        raw = torch.cat(deltas)[which].view(len(boxes), self.num_classes + 1, 4) * self.delta_std + self.delta_mean
+        return torch.cat(scores)[which], clip_boxes_to_image(decode_deltas(boxes, raw), size)
+
+    def rank_by(self, ranking: Ranking) -> None:
+        """How :meth:`rank` works from now on; the exact way is the default."""
+        self.thin_head = ThinHead(self.head, ranking) if isinstance(ranking, LowRankRanking) else None
 
     @torch.no_grad()
     def set_delta_stats(self, stats: DeltaStats) -> None:

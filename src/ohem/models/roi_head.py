@@ -1,14 +1,19 @@
 """The RoI network: pooling, fully connected layers, class scores and class-specific boxes (paper, figure 1)."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ohem.models.roi_pooling import align_rois, max_pool_rois
+from ohem.models.roi_pooling import align_rois, max_pool_cells, max_pool_rois
+
+POOLED_BYTES = 2**25
+"""Of pooled values in :meth:`RoIHead.hidden_of_many`."""
 
 
 class RoIHead(nn.Module):
@@ -71,6 +76,68 @@ class RoIHead(nn.Module):
         """(R, C, S, S)."""
         pool = max_pool_rois if self.pool == "max" else align_rois
         return pool(features, boxes, self.pool_size, 1 / self.stride)
+
+    @torch.no_grad()
+    def hidden_of_many(self, features: Tensor, boxes: Tensor) -> Tensor:
+        """What :attr:`cls_score` and :attr:`bbox_pred` get, for many RoIs at little cost and without gradient.
+
+        The first layer is a sum over blocks of channels, so that it works on many RoIs at once, as matrix products like
+        it, while no more than :data:`POOLED_BYTES` of pooled values exist. Up to the rounding of that sum, and the
+        random numbers of dropout, it is what the regular pass computes.
+
+        Args:
+            features: (1, C, H, W), already through :attr:`reduce`.
+            boxes: (R, 4) xyxy, pixels of the network's input.
+
+        Returns:
+            (R, width of the last layer).
+        """
+        first, *others = (cast(nn.Linear, layer) for layer in self.fc)
+        hidden = self._drop(self.pooled_products(features, boxes, first).relu_())
+        for layer in others:
+            hidden = self._drop(layer(hidden).relu_())
+        return hidden
+
+    @torch.no_grad()
+    def pooled_products(self, features: Tensor, boxes: Tensor, layer: nn.Linear) -> Tensor:
+        """``layer`` of the pooled values of RoIs, (R, its width), as a sum over blocks of channels."""
+        cells, channels = self.pool_size**2, features.shape[1]
+        blocks = min(channels, math.ceil(len(boxes) * channels * cells * features.element_size() / POOLED_BYTES))
+        result = layer.bias.expand(len(boxes), -1).clone()
+        start = 0
+        for block in torch.tensor_split(features, max(blocks, 1), dim=1):
+            end = start + block.shape[1] * cells
+            result += F.linear(self.pool_rois(block, boxes).flatten(1), layer.weight[:, start:end])
+            start = end
+        return result
+
+    def distinct(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """RoIs that pool the same cells, and so have the same scores whatever the weights.
+
+        Selective search gives many boxes that differ by less than a cell of the feature map; Fast R-CNN's own code
+        leaves them out at test time (``DEDUP_BOXES``). RoIAlign reads between the cells, so all of its RoIs differ.
+
+        Args:
+            boxes: (R, 4) xyxy, pixels of the network's input.
+
+        Returns:
+            The indices of U different RoIs, and for each of the R RoIs which of those it equals; int64.
+        """
+        if self.pool == "align":
+            every = torch.arange(len(boxes), device=boxes.device)
+            return every, every
+        cells, which = torch.unique(max_pool_cells(boxes, 1 / self.stride), dim=0, return_inverse=True)
+        first = torch.full((len(cells),), len(boxes), device=boxes.device)
+        return first.scatter_reduce(0, which, torch.arange(len(boxes), device=boxes.device), "amin"), which
+
+    def _drop(self, hidden: Tensor) -> Tensor:
+        """Dropout; on a CPU from eight random bits a value, where the rate allows it, at a tenth of the time."""
+        steps = self.dropout.p * 256
+        if not self.dropout.training or hidden.device.type != "cpu" or steps != int(steps) or steps in (0, 256):
+            return cast(Tensor, self.dropout(hidden))
+        words = torch.empty(-(-hidden.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+        kept = words.view(torch.uint8)[: hidden.numel()].view(hidden.shape) >= steps
+        return hidden.mul_(kept).div_(1 - self.dropout.p)
 
 
 @contextmanager

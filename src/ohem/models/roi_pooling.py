@@ -32,11 +32,16 @@ def max_pool_rois(features: Tensor, boxes: Tensor, size: int, scale: float) -> T
     Returns:
         (R, C, S, S) in the precision of ``features``.
     """
-    # Caffe and torchvision read inclusive corners.
-    inclusive = boxes.to(features.dtype) - boxes.new_tensor([0, 0, 1, 1], dtype=features.dtype)
+    inclusive = _inclusive(boxes, features.dtype)
     if _compiled_fits(features):
         return cast(Tensor, _MaxPool.apply(features, inclusive, size, scale))
     return cast(Tensor, roi_pool(features, [inclusive], (size, size), scale))
+
+
+def max_pool_cells(boxes: Tensor, scale: float) -> Tensor:
+    """The cells that RoI max-pooling of float32 maps reads: (R, 4) int64, inclusive; arguments as there."""
+    cells = (_inclusive(boxes, torch.float32) * scale).double()
+    return (cells.abs() + 0.5).floor().copysign(cells).long()  # as C's round: halves away from zero
 
 
 def align_rois(features: Tensor, boxes: Tensor, size: int, scale: float) -> Tensor:
@@ -54,6 +59,11 @@ def align_rois(features: Tensor, boxes: Tensor, size: int, scale: float) -> Tens
 def compiled_is_installed() -> bool:
     """Whether numba is there (``pip install 'ohem[fast]'``)."""
     return find_spec("numba") is not None
+
+
+def _inclusive(boxes: Tensor, dtype: torch.dtype) -> Tensor:
+    """With corners as Caffe and torchvision read them."""
+    return boxes.to(dtype) - boxes.new_tensor([0, 0, 1, 1], dtype=dtype)
 
 
 def _compiled_fits(features: Tensor) -> bool:

@@ -137,4 +137,4 @@ class DetectorSpec(Spec):
     ignore: bool = True
     delta_stats: Literal["fixed", "empirical"] = "fixed"
     smooth_l1_beta: PositiveFloat = 1.0
-    ranking_chunk: PositiveInt = 512
+    ranking_chunk: PositiveInt = 2048

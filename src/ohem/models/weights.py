@@ -44,7 +44,11 @@ def build_detector(spec: DetectorSpec, num_classes: int) -> FastRCNN:
 
 def save_detector(path: Path, detector: FastRCNN, spec: DetectorSpec, classes: tuple[str, ...]) -> None:
     """Write a detector to one safetensors file, atomically. The detector is left as it was."""
-    state = {key: value.detach().cpu().contiguous() for key, value in detector.state_dict().items()}
+    state = {
+        key: value.detach().cpu().contiguous()
+        for key, value in detector.state_dict().items()
+        if not key.startswith("thin_head.")  # of the run
+    }
     mean, std = state["delta_mean"].flatten(), state["delta_std"].flatten()
     state["head.bbox_pred.weight"] = state["head.bbox_pred.weight"] * std[:, None]
     state["head.bbox_pred.bias"] = state["head.bbox_pred.bias"] * std + mean

@@ -23,6 +23,7 @@ from pydantic import (
 
 from ohem.errors import OhemError
 from ohem.models.spec import DetectorSpec, Spec
+from ohem.ranking import ExactRanking, LowRankRanking, Ranking
 from ohem.reweighting import FocalLoss, GradientHarmonized, LogLoss, Reweighting
 from ohem.rivals import IoUBalancedSampler, QuotaSampler, RankSampler, StratifiedSampler
 from ohem.samplers import AllSampler, HardSampler, RandomSampler, Sampler
@@ -85,8 +86,11 @@ SAMPLERS: Kinds[Sampler] = Kinds(
 )
 LOSSES: Kinds[Reweighting] = Kinds({"log": LogLoss, "focal": FocalLoss, "ghm": GradientHarmonized})
 
+RANKINGS: Kinds[Ranking] = Kinds({"exact": ExactRanking, "low_rank": LowRankRanking})
+
 SamplerField = Annotated[Sampler, PlainValidator(SAMPLERS.read), PlainSerializer(SAMPLERS.write)]
 LossField = Annotated[Reweighting, PlainValidator(LOSSES.read), PlainSerializer(LOSSES.write)]
+RankingField = Annotated[Ranking, PlainValidator(RANKINGS.read), PlainSerializer(RANKINGS.write)]
 
 
 class DataSpec(Spec):
@@ -182,6 +186,8 @@ class Recipe(Spec):
             ``ghm``; with options: ``{kind: focal, gamma: 1.0}``.
         mining: ``read_only`` or ``loss_layer``, the two forms of section 4.2 with the same gradients: see
             :class:`ohem.models.fast_rcnn.FastRCNN`. The second is slower, and there to compare.
+        ranking: of the read-only pass: ``exact``, or ``low_rank`` for less time, with options: see
+            :class:`ohem.ranking.LowRankRanking`.
         data: see :class:`DataSpec`.
         optimizer: see :class:`OptimizerSpec`.
         schedule: see :class:`ScheduleSpec`.
@@ -202,6 +208,7 @@ class Recipe(Spec):
     sampler: SamplerField = HardSampler()
     loss: LossField = LogLoss()
     mining: Literal["read_only", "loss_layer"] = "read_only"
+    ranking: RankingField = ExactRanking()
     data: DataSpec = DataSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
@@ -215,6 +222,12 @@ class Recipe(Spec):
     all_rois_every: PositiveInt = 100
     checkpoint_every: PositiveInt = 1000
     snapshot_every: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _only_the_read_only_pass_is_approximated(self) -> "Recipe":
+        if self.mining == "loss_layer" and isinstance(self.ranking, LowRankRanking):
+            raise ValueError("ranking: found low_rank; allowed with mining loss_layer: exact")
+        return self
 
     @model_validator(mode="after")
     def _cap_joins_images(self) -> "Recipe":

@@ -162,6 +162,7 @@ def new_detector(recipe: Recipe, images: AnnotatedImages) -> FastRCNN:
     if recipe.init_from is not None:
         start_from(detector, classes, find_weights(recipe.init_from, "best"))
     detector.sampler, detector.reweight, detector.mining = recipe.sampler, recipe.loss, recipe.mining
+    detector.rank_by(recipe.ranking)
     detector.loss_over = "batch" if getattr(recipe.sampler, "cap", "image") == "batch" else "image"
     return detector
 

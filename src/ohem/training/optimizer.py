@@ -23,7 +23,7 @@ def build_optimizer(detector: FastRCNN, spec: OptimizerSpec) -> torch.optim.Opti
             if members:
                 groups.append({"params": members, "lr": lr, "base_lr": lr, "weight_decay": decay})
     if spec.kind == "sgd":
-        return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum)
+        return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, fused=True)
     return torch.optim.AdamW(groups, lr=spec.lr, fused=True)
 
 

@@ -1,0 +1,111 @@
+"""How the read-only pass finds the hard RoIs: exactly, or at a fraction of the cost.
+
+The exact pass runs all RoIs through the head. :class:`LowRankRanking` lets a cheap copy of the head find the RoIs that
+may be hard, and runs those alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ohem.models.roi_head import RoIHead
+from ohem.samplers import require_at_least, require_share
+
+FITTED_ROIS = 1024
+"""RoIs from which a copy of the head is made."""
+
+
+@dataclass(frozen=True)
+class ExactRanking:
+    """The loss of every RoI, as in the paper."""
+
+
+@dataclass(frozen=True)
+class LowRankRanking:
+    """Rank by a copy of the head with thin layers, then the share that looks hardest by the head itself.
+
+    The outputs of each fully connected layer are projected on their principal components over some RoIs, as truncated
+    SVD does for Fast R-CNN's detection (its section 3.1). The copy is made anew every so many passes, in a pass that is
+    exact. All foreground RoIs are ranked exactly. The losses of the others are those of the copy, which is also
+    what the log then tells as the loss over all RoIs.
+
+    Attributes:
+        rank: principal components kept of each layer.
+        share: of an image's RoIs that the head itself scores, besides foreground.
+        refresh: passes after which the copy is made anew; a step is one, or with ``accumulate`` one an image.
+    """
+
+    rank: int = 256
+    share: float = 0.2
+    refresh: int = 50
+
+    def __post_init__(self) -> None:
+        require_at_least("rank", self.rank, 1)
+        require_share("share", self.share)
+        require_at_least("refresh", self.refresh, 1)
+
+
+Ranking = ExactRanking | LowRankRanking
+
+
+class ThinHead(nn.Module):
+    """The copy. Its state belongs to a run, like the optimizer's, and to no detector.
+
+    Args:
+        head: copied by :meth:`fit`.
+        settings: see :class:`LowRankRanking`.
+    """
+
+    passes: Tensor
+
+    def __init__(self, head: RoIHead, settings: LowRankRanking) -> None:
+        super().__init__()
+        self.settings = settings
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        for layer in (cast(nn.Linear, layer) for layer in head.fc):
+            rank = min(settings.rank, layer.out_features)
+            self.down.append(nn.Linear(layer.in_features, rank))
+            self.up.append(nn.Linear(rank, layer.out_features))
+        self.requires_grad_(False)
+
+    def is_due(self) -> bool:
+        """Count a pass; True where the copy is to be made anew."""
+        due = int(self.passes) % self.settings.refresh == 0
+        self.passes += 1
+        return due
+
+    @torch.no_grad()
+    def fit(self, head: RoIHead, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> None:
+        """Copy the head as it is now, dropout aside, from what it makes of some RoIs of these images.
+
+        Args:
+            head: with the layers that this was made for.
+            features: (1, C, H, W), one map an image.
+            boxes: (R, 4) of each image.
+        """
+        some = [image[:: max(1, len(boxes) * len(image) // FITTED_ROIS)] for image in boxes]
+        pooled = [head.pool_rois(feature, image).flatten(1) for feature, image in zip(features, some, strict=True)]
+        values = torch.cat(pooled)
+        for layer, down, up in zip(head.fc, self.down, self.up, strict=True):
+            layer, down, up = cast(nn.Linear, layer), cast(nn.Linear, down), cast(nn.Linear, up)
+            outputs = layer(values)
+            mean = outputs.mean(dim=0)
+            kept = min(down.out_features, len(outputs))
+            axes = torch.zeros_like(up.weight)
+            axes[:, :kept] = torch.pca_lowrank(outputs, kept)[2]
+            torch.mm(axes.t(), layer.weight, out=down.weight)
+            down.bias.copy_(axes.t() @ (layer.bias - mean))
+            up.weight.copy_(axes)
+            up.bias.copy_(mean)
+            values = outputs.relu_()
+
+    def hidden_of_many(self, head: RoIHead, features: Tensor, boxes: Tensor) -> Tensor:
+        """About what :meth:`ohem.models.roi_head.RoIHead.hidden_of_many` gives without dropout; arguments as there."""
+        hidden = head.pooled_products(features, boxes, cast(nn.Linear, self.down[0]))
+        for i, up in enumerate(self.up):
+            hidden = up(hidden if i == 0 else self.down[i](hidden)).relu_()
+        return hidden

@@ -87,6 +87,10 @@ class ThinHead(nn.Module):
             features: (1, C, H, W), one map an image.
             boxes: (R, 4) of each image.
         """
+        with torch.autocast(features[0].device.type, enabled=False):
+            self._fit(head, features, boxes)
+
+    def _fit(self, head: RoIHead, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> None:
         some = [image[:: max(1, len(boxes) * len(image) // FITTED_ROIS)] for image in boxes]
         pooled = [head.pool_rois(feature, image).flatten(1) for feature, image in zip(features, some, strict=True)]
         values = torch.cat(pooled)

@@ -152,6 +152,20 @@ def test_gradients(agnostic):
     assert torch.autograd.gradcheck(parts, (logits.requires_grad_(), deltas.requires_grad_()))
 
 
+@pytest.mark.parametrize("over", ["image", "batch"])
+def test_gradients_of_the_mean(over):
+    """What a step minimises, of images of unequal weight; beta is torchvision's."""
+    cases = [random_case([*LABELS, -1], 0, torch.float64), random_case([0, 2], 1, torch.float64)]
+
+    def loss(*scores):
+        pairs = zip(scores[::2], scores[1::2], cases, strict=True)
+        return mean_losses([roi_losses(*pair, rois, beta=1 / 9) for *pair, (_, _, rois) in pairs], over).total
+
+    assert torch.autograd.gradcheck(
+        loss, [each.requires_grad_() for logits, deltas, _ in cases for each in (logits, deltas)]
+    )
+
+
 def test_a_huge_loss_is_a_number():
     losses = roi_losses(torch.tensor([[1e4, -1e4]]), torch.full((1, 8), 1e6), rois_of([1]))
     assert losses.cls.item() == pytest.approx(2e4)

@@ -125,6 +125,12 @@ def test_also_with_random_choices(bench: Path) -> None:
     assert difference(bench / "random-1", bench / "random-2") == 0
 
 
+def test_also_in_float16_with_an_average_of_the_weights(bench: Path) -> None:
+    for count in (1, 2):
+        train(bench, count, *new_run(f"half-{count}", "precision=float16", "ema=0.9", "iterations=4"))
+    assert difference(bench / "half-1", bench / "half-2") == 0
+
+
 def kill_one(bench: Path, name: str, restarts: int) -> int:
     """Start two processes, kill one in mid-training, and return torchrun's exit code."""
     with subprocess.Popen(

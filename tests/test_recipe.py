@@ -98,6 +98,8 @@ def test_every_field_can_be_set_on_the_command_line() -> None:
         (["loss=hinge"], ["lite0: loss.kind: found 'hinge'; allowed: log, focal, ghm"]),
         (["loss={kind: log, gamma: 2}"], ["lite0: loss.gamma: found an unknown field; allowed for log: none"]),
         (["loss={kind: focal, gamma: -1}"], ["lite0: loss.gamma: found -1.0; allowed: 0 or more"]),
+        (["precision=half"], ["lite0: precision: found 'half'; allowed: 'float32', 'bfloat16' or 'float16'"]),
+        (["ema=1"], ["lite0: ema: found 1; allowed: "]),
         (["mining=offline"], ["lite0: mining: found 'offline'; allowed: 'read_only' or 'loss_layer'"]),
         (["sampler=hard", "sampler.cap=batch", "loss=focal"], ["lite0: loss: found focal; allowed with sampler.cap 'batch': log"]),
         (["seed.x=1"], ["seed.x: found a field inside seed"]),

@@ -170,6 +170,22 @@ def test_ignored_rois_are_not_counted():
     assert with_ignored.cls.tolist() == pytest.approx([*plain.cls.tolist(), 0, 0])
 
 
+@pytest.mark.parametrize(
+    "reweight", [LogLoss(), FocalLoss(0.0, None), FocalLoss(0.5), FocalLoss(2.0, 0.6), GradientHarmonized(4)], ids=repr
+)
+def test_gradients(reweight):
+    """Of class and box losses, an ignored RoI among them; a small step moves no RoI into another of GHM's intervals."""
+    rois = rois_of([1, 0, 2, 0, 3, 0, -1])
+    counted = (rois.labels >= 0).double()
+    cls, box = ((normal(7, seed=seed).abs() * counted).requires_grad_() for seed in (1, 2))
+
+    def parts(cls, box):
+        (losses,) = reweight([RoiLosses(cls * counted, box)], [rois])
+        return losses.cls, losses.box
+
+    assert torch.autograd.gradcheck(parts, (cls, box))
+
+
 # ---------------------------------------------------------------------------------------------------------- in a step
 
 ALL = [LogLoss(), FocalLoss(), GradientHarmonized(10)]

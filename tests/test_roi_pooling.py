@@ -70,3 +70,25 @@ def test_takes_any_memory_format_and_other_precisions(pool):
     assert torch.equal(pool(features.contiguous(memory_format=torch.channels_last), boxes, 3, 1 / 16), wanted)
     assert pool(features.double(), boxes, 3, 1 / 16).dtype == torch.float64
     torch.testing.assert_close(pool(features.double(), boxes, 3, 1 / 16).float(), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cast", [False, True], ids=["plain", "autocast"])
+@pytest.mark.parametrize("pool", [max_pool_rois, align_rois])
+def test_a_map_in_half_precision_is_pooled_in_float32_with_the_boxes_as_they_are(pool, dtype, cast):
+    """In bfloat16 the two boxes would be one."""
+    rng = torch.Generator().manual_seed(0)
+    features = torch.randn(1, 4, 4, 64, generator=rng).to(dtype)
+    boxes = torch.tensor([[903.0, 3.0, 960.0, 40.0], [905.0, 3.0, 960.0, 40.0]])
+    assert boxes.bfloat16()[0].equal(boxes.bfloat16()[1])
+    low, wide = features.clone().requires_grad_(), features.float().requires_grad_()
+    with torch.autocast("cpu", dtype, enabled=cast):
+        found = pool(low, boxes, 3, 1 / 16)
+    wanted = pool(wide, boxes, 3, 1 / 16)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, wanted)
+    assert not torch.equal(found[0], found[1]) or pool is max_pool_rois  # whose corners are cells
+    found.sum().backward()
+    wanted.sum().backward()
+    assert low.grad.dtype == dtype
+    torch.testing.assert_close(low.grad, wide.grad.to(dtype))

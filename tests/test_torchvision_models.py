@@ -19,7 +19,9 @@ from torchvision.ops import box_iou
 import ohem
 from ohem.losses import NonFiniteLossError
 from ohem.rivals import IoUBalancedSampler, QuotaSampler, RankSampler, StratifiedSampler
+from ohem.rois import Rois
 from ohem.samplers import AllSampler, HardSampler, RandomSampler
+from ohem.torchvision_models import _anchor_losses
 
 BUILDERS = [
     "fasterrcnn_resnet50_fpn",
@@ -394,6 +396,69 @@ def test_automatic_casting_ranks_in_float32_and_trains_everything():
     assert all(p.grad is not None and p.grad.any() for p in model.roi_heads.box_predictor.parameters())
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, torch.bfloat16) for name in (SMALL, NORMALIZED, MASKS, KEYPOINTS)] + [(SMALL, torch.float16)],
+)
+def test_boxes_stay_in_float32_under_automatic_casting(name, dtype):
+    """Without, anchors, proposals and annotated boxes have the precision of the feature maps."""
+    model, rois, anchors = new(name), Watched(HardSampler(8)), Watched(HardSampler(8))
+    ohem.boxes_in_float32(model)
+    ohem.use_sampler(model, rois)
+    ohem.use_rpn_sampler(model, anchors)
+    seen = {}
+    model.roi_heads.register_forward_pre_hook(lambda _, inputs: seen.update(maps=inputs[0], proposals=inputs[1]))
+    moved = [{**each, "boxes": each["boxes"] + 0.1} for each in targets(TWO, ONE)]  # no bfloat16, and no float16
+    with torch.autocast("cpu", dtype):
+        losses = model(IMAGES, moved)
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert {each.dtype for each in seen["maps"].values()} == {dtype}
+    assert {each.dtype for each in seen["proposals"]} == {torch.float32}
+    for boxes in (torch.cat(seen["proposals"]), *(image.boxes[-1:] for image in rois.rois)):
+        assert not torch.equal(boxes, boxes.to(dtype).float())
+    plain = new(name)
+    expected = Watched(HardSampler(8))
+    ohem.use_rpn_sampler(plain, expected)
+    plain(IMAGES, moved)
+    for found, wanted in zip(anchors.rois, expected.rois, strict=True):
+        assert torch.equal(found.boxes, wanted.boxes)
+        assert torch.equal(found.labels, wanted.labels)
+        assert torch.equal(found.deltas, wanted.deltas)
+
+
+def test_without_automatic_casting_boxes_in_float32_changes_nothing():
+    plain, changed = new(SMALL, frozen=False), new(SMALL, frozen=False)
+    ohem.boxes_in_float32(changed)
+    assert step(plain) == step(changed)
+    assert same(plain.state_dict(), changed.state_dict())
+    with pytest.raises(ValueError, match="found RoIHeads, without RegionProposalNetwork"):
+        ohem.boxes_in_float32(plain.roi_heads)
+
+
+@pytest.mark.parametrize("name", [SMALL, BUILDERS[0]])
+def test_images_of_one_size_accumulated_give_the_batchs_gradient(name):
+    """Where every image trains equally many RoIs and anchors, by which torchvision divides, and BatchNorm is frozen."""
+    model = new(name, frozen=False).double()
+    model.backbone.eval()
+    ohem.use_sampler(model, HardSampler(8, nms_iou=None))
+    ohem.use_rpn_sampler(model, HardSampler(8, nms_iou=None))
+    pictures, one = [IMAGES[0].double(), IMAGES[0].flip(2).double()], target(ONE, IMAGES[0])
+    truth = [{**one, "boxes": one["boxes"].double()}] * 2
+
+    def gradients(*passes):
+        model.zero_grad()
+        for part in passes:
+            losses = model(pictures[part], truth[part])
+            (sum(losses.values()) * len(pictures[part]) / 2).backward()
+        return {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+
+    together, accumulated = gradients(slice(2)), gradients(slice(1), slice(1, 2))
+    assert together.keys() == accumulated.keys()
+    for key, gradient in together.items():
+        assert torch.allclose(accumulated[key], gradient, rtol=1e-6, atol=1e-9), key
+
+
 def test_near_duplicates_are_told_apart_in_float32_where_float16_overflows():
     """91 labels times 1,333 pixels, as NMS per label would shift the boxes in float16, is infinite there."""
     generator = Generator().manual_seed(0)
@@ -646,6 +711,19 @@ def test_the_hardest_anchors_train(objects):
     for name, part in (("loss_objectness", "cls"), ("loss_rpn_box_reg", "box")):
         mean = torch.cat([getattr(cost, part) for cost in chosen]).mean().item()
         assert losses[name] == pytest.approx(mean, rel=1e-4, abs=1e-7)
+
+
+def test_gradients_of_the_losses_of_anchors():
+    labels = torch.tensor([1, 0, -1, 1, 0])
+    rng = Generator().manual_seed(0)
+    logits, deltas, truth = (torch.randn(5, *more, generator=rng, dtype=torch.float64) for more in ((), (4,), (4,)))
+    anchors = [Rois(torch.zeros(5, 4), labels, torch.zeros(5), truth)]
+
+    def parts(logits, deltas):
+        (losses,) = _anchor_losses(logits, deltas, anchors)
+        return losses.cls, losses.box
+
+    assert torch.autograd.gradcheck(parts, (logits.requires_grad_(), deltas.requires_grad_()))
 
 
 def test_a_batch_of_which_no_anchor_is_chosen_costs_nothing():

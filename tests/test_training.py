@@ -257,6 +257,28 @@ def test_the_fingerprint_follows_annotations_and_proposals(shapes: Path) -> None
     moved[0].boxes[0, 0] -= 1
 
 
+def test_a_checkpoint_of_before_there_were_averages_and_scales_goes_on(shapes: Path, tmp_path: Path) -> None:
+    images = AnnotatedImages(*open_shapes(shapes, "train"))
+    recipe = small_recipe("iterations=6", "checkpoint_every=3")
+    run = start(tmp_path / "run", recipe, images)
+    detector = new_detector(recipe, images)
+
+    def die(record: Mapping[str, Any]) -> None:
+        if record["kind"] == "progress" and record["done"] == 4:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        train(run, recipe, detector, images, workers=0, observe=die)
+    before = {"format", "iteration", "best", "detector", "optimizer"}
+    assert torch.load(run.checkpoint_file, weights_only=True).keys() == before
+    changed = recipe.model_copy(update={"ema": 0.9})
+    with pytest.raises(
+        OhemError, match="found the state of detector, optimizer; allowed: average, detector, optimizer"
+    ):
+        train(run, changed, new_detector(changed, images), images, workers=0)
+    assert train(run, recipe, new_detector(recipe, images), images, workers=0)
+
+
 def test_a_foreign_or_damaged_checkpoint_is_refused(shapes: Path, tmp_path: Path) -> None:
     images = AnnotatedImages(*open_shapes(shapes, "train"))
     recipe = small_recipe("iterations=4")

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from ohem.rivals import IoUBalancedSampler, QuotaSampler, RankSampler, StratifiedSampler
     from ohem.rois import Rois, label_rois
     from ohem.samplers import AllSampler, HardSampler, RandomSampler, Sampler, hard_examples
-    from ohem.torchvision_models import remove_sampler, use_rpn_sampler, use_sampler
+    from ohem.torchvision_models import boxes_in_float32, remove_sampler, use_rpn_sampler, use_sampler
+    from ohem.training.replay import replay
     from ohem.training.run import Sources
     from ohem.workflow import evaluate, resume, train
 
@@ -42,6 +43,7 @@ _HOME = {
     "Sampler": "samplers",
     "Sources": "training.run",
     "StratifiedSampler": "rivals",
+    "boxes_in_float32": "torchvision_models",
     "detect_pictures": "pictures",
     "evaluate": "workflow",
     "hard_examples": "samplers",
@@ -50,6 +52,7 @@ _HOME = {
     "load_detector": "models.weights",
     "load_recipe": "recipes.recipe",
     "remove_sampler": "torchvision_models",
+    "replay": "training.replay",
     "resume": "workflow",
     "roi_losses": "losses",
     "train": "workflow",
@@ -76,6 +79,7 @@ __all__ = [
     "Sampler",
     "Sources",
     "StratifiedSampler",
+    "boxes_in_float32",
     "detect_pictures",
     "evaluate",
     "hard_examples",
@@ -84,6 +88,7 @@ __all__ = [
     "load_detector",
     "load_recipe",
     "remove_sampler",
+    "replay",
     "resume",
     "roi_losses",
     "train",

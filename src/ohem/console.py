@@ -65,15 +65,18 @@ class Console:
         if record["kind"] == "progress":
             self.progress(record["task"], record["done"], record["total"])
         elif record["kind"] == "train":
-            all_rois = record["loss_all_rois"]
+            selected, all_rois = (
+                "-" if loss is None else f"{loss:.3f}"
+                for loss in (record["loss_selected_rois"], record["loss_all_rois"])
+            )
             seconds = record["seconds"]
             self.say(
                 f"iteration {record['iteration']:>6}  lr {record['lr']:.2g}"
-                f"  loss: selected {record['loss_selected_rois']:.3f},"
-                f" all RoIs {'-' if all_rois is None else f'{all_rois:.3f}'}"
+                f"  loss: selected {selected}, all RoIs {all_rois}"
                 f"  foreground {100 * record['foreground_share']:.0f} %"
                 f"  s/step: data {seconds['data']:.2f}, ranking {seconds['ranking']:.2f},"
                 f" training {seconds['training']:.2f}"
+                + (f"  skipped {record['skipped']}" if record.get("skipped") else "")
             )
         elif record["kind"] == "validation":
             name, value = next((k, v) for k, v in record.items() if k not in ("kind", "iteration"))

@@ -17,13 +17,13 @@ class NonFiniteLossError(OhemError):
 
     Attributes:
         image: position of the image in the batch.
+        fault: the RoI, the term and what was found.
     """
 
     def __init__(self, image: int, roi: int, term: str, value: float, box: list[float]) -> None:
         self.image = image
-        super().__init__(
-            f"image {image} of the batch, RoI {roi} {box}: {term} loss: found {value}; allowed: finite numbers"
-        )
+        self.fault = f"RoI {roi} {box}: {term} loss: found {value}; allowed: finite numbers"
+        super().__init__(f"image {image} of the batch, {self.fault}")
 
 
 @dataclass
@@ -60,7 +60,7 @@ def roi_losses(logits: Tensor, deltas: Tensor, rois: Rois, *, beta: float = 1.0)
     Returns:
         Losses in float32 at least, whatever precision the scores came in.
     """
-    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    logits = at_least_float32(logits)
     cls = F.cross_entropy(logits, rois.labels, ignore_index=-1, reduction="none")
     foreground = (rois.labels > 0).nonzero().squeeze(1)
     if len(deltas) == len(rois):
@@ -102,6 +102,11 @@ def require_finite(losses: Sequence[RoiLosses], rois: Sequence[Rois]) -> None:
             if not values.isfinite().all():
                 roi = int((~values.isfinite()).nonzero()[0])
                 raise NonFiniteLossError(image, roi, term, values[roi].item(), boxes.boxes[roi].tolist())
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """The values, in float32 where automatic casting made them less."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def sum_of(terms: Sequence[Tensor]) -> Tensor:

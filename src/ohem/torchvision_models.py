@@ -20,7 +20,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_iou
 
-from ohem.losses import RoiLosses, require_finite, roi_losses
+from ohem.losses import RoiLosses, at_least_float32, require_finite, roi_losses
 from ohem.models.fast_rcnn import LossLayer
 from ohem.models.roi_head import read_only
 from ohem.rois import Rois
@@ -93,6 +93,34 @@ def use_rpn_sampler(model: nn.Module, sampler: Sampler) -> None:
     """
     for rpn in _parts(model, RegionProposalNetwork):
         _let_mine(rpn, MiningRPN, Mining(sampler))
+
+
+def boxes_in_float32(model: nn.Module) -> None:
+    """Keep anchors, proposals and annotated boxes in float32 while a detector trains under ``torch.autocast``.
+
+    torchvision gives them the precision of its feature maps: in bfloat16, coordinates beyond 256 pixels become even
+    numbers and beyond 512 multiples of four, in float16 beyond 512 halves. Overlaps, labels and regression targets are
+    then of such boxes. Here the region proposal network gets its maps, and gives its deltas, in float32; its
+    convolutions are cast as before. Without autocast nothing changes.
+
+    Args:
+        model: changed in place, by two hooks; parameters and state-dict keys stay.
+
+    Raises:
+        ValueError: the model has no ``RegionProposalNetwork``.
+    """
+    for rpn in _parts(model, RegionProposalNetwork):
+        rpn.register_forward_pre_hook(_widen_features)
+        rpn.head.register_forward_hook(_widen_outputs)
+
+
+def _widen_features(rpn: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    images, features, *rest = arguments
+    return images, {name: at_least_float32(each) for name, each in features.items()}, *rest
+
+
+def _widen_outputs(head: nn.Module, _: Any, outputs: tuple[list[Tensor], list[Tensor]]) -> tuple[list[Tensor], ...]:
+    return tuple([at_least_float32(each) for each in part] for part in outputs)
 
 
 def remove_sampler(model: nn.Module) -> None:
@@ -227,7 +255,9 @@ class MiningRoIHeads(_Mined, RoIHeads):  # type: ignore[misc]  # torchvision has
         """The candidates of one image as samplers know them; in float32 where automatic casting made them less."""
         foreground, deltas = labels > 0, torch.zeros_like(boxes)
         deltas[foreground] = self.box_coder.encode_single(truth[match[foreground]], boxes[foreground])
-        return Rois(_widened(boxes), labels, _widened(_greatest_iou(boxes, truth)), _widened(deltas))
+        return Rois(
+            at_least_float32(boxes), labels, at_least_float32(_greatest_iou(boxes, truth)), at_least_float32(deltas)
+        )
 
     def _score(
         self, scene: Scene, candidates: list[Tensor], rois: list[Rois], *, dropout: bool = True
@@ -277,7 +307,12 @@ class MiningRPN(_Mined, RegionProposalNetwork):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor]:
         """torchvision's losses of the anchors that the sampler chose of all."""
         rois = [
-            Rois(_widened(boxes), label.long(), _widened(iou), torch.where(label[:, None] > 0, _widened(target), 0.0))
+            Rois(
+                at_least_float32(boxes),
+                label.long(),
+                at_least_float32(iou),
+                torch.where(label[:, None] > 0, at_least_float32(target), 0.0),
+            )
             for (boxes, iou), label, target in zip(self._anchors, labels, regression_targets, strict=True)
         ]
         del self._anchors
@@ -306,8 +341,8 @@ def _anchor_losses(objectness: Tensor, deltas: Tensor, anchors: list[Rois]) -> l
     sizes = [len(image) for image in anchors]
     for logits, moves, image in zip(torch.split(objectness, sizes), torch.split(deltas, sizes), anchors, strict=True):
         label = image.labels.to(image.deltas.dtype)
-        cls = F.binary_cross_entropy_with_logits(_widened(logits), label.clamp(min=0), reduction="none")
-        box = F.smooth_l1_loss(_widened(moves), image.deltas, beta=SMOOTH_L1_BETA, reduction="none").sum(dim=1)
+        cls = F.binary_cross_entropy_with_logits(at_least_float32(logits), label.clamp(min=0), reduction="none")
+        box = F.smooth_l1_loss(at_least_float32(moves), image.deltas, beta=SMOOTH_L1_BETA, reduction="none").sum(dim=1)
         losses.append(RoiLosses(torch.where(label >= 0, cls, 0.0), torch.where(label > 0, box, 0.0)))
     return losses
 
@@ -323,7 +358,3 @@ def _greatest_iou(boxes: Tensor, truth: Tensor) -> Tensor:
 
 def _take(values: Sequence[Tensor], chosen: Sequence[Tensor]) -> list[Tensor]:
     return [value[index] for value, index in zip(values, chosen, strict=True)]
-
-
-def _widened(values: Tensor) -> Tensor:
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

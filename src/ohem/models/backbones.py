@@ -11,6 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 from ohem.errors import OhemError
+from ohem.losses import at_least_float32
 from ohem.models.spec import BackboneSpec
 
 
@@ -60,7 +61,10 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) RGB, uint8 or float in [0, 1], to (N, C, about H / stride, about W / stride)."""
         images = images.float().div(255) if images.dtype == torch.uint8 else images
-        return self.maps(self.preprocessing(images))
+        images = self.preprocessing(images)
+        if images.device.type == "cpu":  # oneDNN's convolutions are faster so, and pooling reads cells of all channels
+            images = images.contiguous(memory_format=torch.channels_last)
+        return self.maps(images)
 
     def maps(self, images: Tensor) -> Tensor:
         """The network proper, on preprocessed images."""
@@ -99,10 +103,18 @@ class VGG16(Backbone):
         return list(self.features[:10])
 
 
+class LocalResponseNorm(nn.LocalResponseNorm):
+    """In float32 at least: it squares, and in float16 the square of 256 is infinite, and its quotient silently 0."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        """See ``torch.nn.LocalResponseNorm``."""
+        return super().forward(at_least_float32(values))
+
+
 class VGGCNNM1024(Backbone):
     """VGG_CNN_M_1024 up to conv5 (Chatfield et al. 2014; the layers of the Fast R-CNN release).
 
-    ``nn.LocalResponseNorm`` divides alpha by the window, as Caffe does.
+    torch's local response normalisation divides alpha by the window, as Caffe's does.
     """
 
     fc_inputs = (512, 6)
@@ -111,7 +123,7 @@ class VGGCNNM1024(Backbone):
         super().__init__(512, 16, preprocessing)
 
         def norm_and_pool() -> list[nn.Module]:
-            return [nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0), nn.MaxPool2d(3, 2, ceil_mode=True)]
+            return [LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0), nn.MaxPool2d(3, 2, ceil_mode=True)]
 
         def conv(inputs: int, outputs: int, kernel: int, stride: int, padding: int) -> list[nn.Module]:
             return [nn.Conv2d(inputs, outputs, kernel, stride, padding), nn.ReLU(inplace=True)]

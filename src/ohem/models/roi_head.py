@@ -1,6 +1,5 @@
 """The RoI network: pooling, fully connected layers, class scores and class-specific boxes (paper, figure 1)."""
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -92,8 +91,12 @@ class RoIHead(nn.Module):
         Returns:
             (R, width of the last layer).
         """
-        first, *others = (cast(nn.Linear, layer) for layer in self.fc)
-        hidden = self._drop(self.pooled_products(features, boxes, first).relu_())
+        first, *others = self.fc
+        if isinstance(first, nn.Linear):
+            hidden = self.pooled_products(features, boxes, first)
+        else:  # a user's own
+            hidden = first(self.pool_rois(features, boxes).flatten(1))
+        hidden = self._drop(hidden.relu_())
         for layer in others:
             hidden = self._drop(layer(hidden).relu_())
         return hidden
@@ -101,11 +104,11 @@ class RoIHead(nn.Module):
     @torch.no_grad()
     def pooled_products(self, features: Tensor, boxes: Tensor, layer: nn.Linear) -> Tensor:
         """``layer`` of the pooled values of RoIs, (R, its width), as a sum over blocks of channels."""
-        cells, channels = self.pool_size**2, features.shape[1]
-        blocks = min(channels, math.ceil(len(boxes) * channels * cells * features.element_size() / POOLED_BYTES))
+        cells = self.pool_size**2
+        channels = POOLED_BYTES // max(1, len(boxes) * cells * features.element_size())
         result = layer.bias.expand(len(boxes), -1).clone()
         start = 0
-        for block in torch.tensor_split(features, max(blocks, 1), dim=1):
+        for block in torch.split(features, max(1, channels), dim=1):
             end = start + block.shape[1] * cells
             result += F.linear(self.pool_rois(block, boxes).flatten(1), layer.weight[:, start:end])
             start = end
@@ -158,3 +161,6 @@ def read_only(network: nn.Module, *, dropout: bool) -> Iterator[None]:
     finally:
         for module in changed:
             module.training = True
+        # Else an older torch hands autocast's copies of the weights, made without a graph, to the training pass, and
+        # the weights get no gradient: github.com/pytorch/pytorch/issues/112583.
+        torch.clear_autocast_cache()

@@ -1,6 +1,7 @@
 """RoI pooling of one image: torchvision's operators, or on a CPU the compiled ones of :mod:`ohem.models.roi_kernels`.
 
-The two give the same bits, forward and backward.
+The two give the same bits, forward and backward. Both pool in float32 at least: boxes have the precision of the map, and
+bfloat16 knows pixels beyond 512 in fours.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import roi_align, roi_pool
 
+from ohem.losses import at_least_float32
+
 SAMPLES = 2
 """RoIAlign's points a bin in each direction."""
 
@@ -30,8 +33,9 @@ def max_pool_rois(features: Tensor, boxes: Tensor, size: int, scale: float) -> T
         scale: cells of the map per pixel.
 
     Returns:
-        (R, C, S, S) in the precision of ``features``.
+        (R, C, S, S) in the precision of ``features``, float32 at least.
     """
+    features = at_least_float32(features)
     inclusive = _inclusive(boxes, features.dtype)
     if _compiled_fits(features):
         return cast(Tensor, _MaxPool.apply(features, inclusive, size, scale))
@@ -49,6 +53,7 @@ def align_rois(features: Tensor, boxes: Tensor, size: int, scale: float) -> Tens
 
     Arguments and result as in :func:`max_pool_rois`.
     """
+    features = at_least_float32(features)
     boxes = boxes.to(features.dtype)
     if _compiled_fits(features):
         return cast(Tensor, _Align.apply(features, boxes, size, scale))

@@ -196,6 +196,11 @@ class Recipe(Spec):
         images_per_step: N.
         accumulate: run the N images one after the other and add up their gradients, as the paper does for VGG16, for
             less memory; False runs them in one forward pass.
+        precision: of the network's passes in training, by autocast; weights, losses and boxes stay in float32.
+            ``float16`` scales its loss, and skips and counts the steps that overflow. See
+            :class:`ohem.training.precision.Precision`.
+        ema: decay of an exponential moving average of the weights, such as 0.9998, which is then what is validated and
+            saved; None: the weights themselves. See :func:`ohem.training.averaging.weight_average`.
         seed: all randomness follows from it.
         init_from: start from another run (its folder, or a weights file); classes are matched by name.
         log_every: iterations.
@@ -216,6 +221,8 @@ class Recipe(Spec):
     iterations: PositiveInt = 80_000
     images_per_step: PositiveInt = 2
     accumulate: bool = False
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     seed: NonNegativeInt = 0
     init_from: Path | None = None
     log_every: PositiveInt = 20

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor
@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from ohem.boxes import DeltaStats
 from ohem.data.dataset import DetectionDataset, Proposals
 from ohem.data.loading import Sample, Samples, load_batches, training_batches
+from ohem.errors import OhemError
 from ohem.evaluation.coco import evaluate_coco
 from ohem.evaluation.voc import evaluate_voc
 from ohem.inference import detect
@@ -25,8 +26,17 @@ from ohem.models.pretrained import load_pretrained
 from ohem.models.weights import build_detector, save_detector, start_from
 from ohem.recipes.recipe import Recipe
 from ohem.rois import label_rois
-from ohem.training.checkpoint import load_checkpoint, save_checkpoint, stream_seed
-from ohem.training.optimizer import build_optimizer, clip, set_lr
+from ohem.training.averaging import weight_average
+from ohem.training.checkpoint import (
+    Stateful,
+    load_checkpoint,
+    save_checkpoint,
+    save_failed_step,
+    start_streams,
+    stream_seed,
+)
+from ohem.training.optimizer import build_optimizer, set_lr
+from ohem.training.precision import Precision
 from ohem.training.processes import ALONE, Processes
 from ohem.training.run import Run, find_weights
 
@@ -62,7 +72,8 @@ def train(
     Args:
         run: its folder; with a checkpoint in it, training goes on from there to bit-identical weights.
         recipe: what to do.
-        detector: of :func:`new_detector`; trained in place.
+        detector: of :func:`new_detector`; trained in place. With ``recipe.ema``, an average of it is what is measured
+            and left.
         images: to train on.
         validation: to measure on, every ``recipe.evaluation.every`` iterations and at the end.
         device: CPU when omitted.
@@ -74,14 +85,22 @@ def train(
         True when all iterations are done, False when it was interrupted.
 
     Raises:
-        OhemError: an image cannot be read, the checkpoint is of another detector, or a loss is not finite.
+        OhemError: an image cannot be read, the checkpoint is of another detector, or a loss or gradient is not finite
+            (but see :class:`ohem.training.precision.Precision` for float16). A step with such a loss is kept in the
+            run's folder for :func:`ohem.training.replay.replay`.
     """
     device = device or torch.device("cpu")
     detector.to(device).train()
     optimizer = build_optimizer(detector, recipe.optimizer)
+    precision = Precision(recipe.precision, device)
+    average = weight_average(detector, recipe.ema) if recipe.ema else None
+    result = cast(FastRCNN, average.module) if average else detector
+    parts: dict[str, Stateful] = {"detector": detector, "optimizer": optimizer}
+    parts |= {"average": average} if average else {}
+    parts |= {"precision": precision} if precision.scales else {}
     start, best = 0, None
     if run.checkpoint_file.exists():
-        start, best = load_checkpoint(run.checkpoint_file, detector, optimizer)
+        start, best = load_checkpoint(run.checkpoint_file, parts)
     if processes.first:
         run.forget_after(start)
 
@@ -92,7 +111,7 @@ def train(
 
     def save(path: Path) -> None:
         if processes.first:
-            save_detector(path, detector, recipe.detector, images.dataset.classes)
+            save_detector(path, result, recipe.detector, images.dataset.classes)
 
     samples = Samples(
         images.dataset.records, images.proposals, recipe.detector.image, recipe.detector.proposals.max_per_image
@@ -109,25 +128,31 @@ def train(
             lr = set_lr(optimizer, recipe.schedule.factor(iteration, recipe.iterations))
             window.start_step()
             optimizer.zero_grad(set_to_none=True)
-            parts = [[sample] for sample in batch] if recipe.accumulate else [batch]
-            for position, part in enumerate(parts, start=offset):
-                torch.manual_seed(stream_seed(recipe.seed, f"dropout {iteration} {position}"))
-                rng = Generator().manual_seed(stream_seed(recipe.seed, f"sampler {iteration} {position}"))
-                step = forward(detector, part, rng, device)
-                weight = len(part) / recipe.images_per_step
-                torch.autograd.backward(torch.stack(list(step.losses.values())).sum() * weight)
-                window.add(step, weight, measure_all_rois=iteration % recipe.all_rois_every == 0)
+            passes = [[sample] for sample in batch] if recipe.accumulate else [batch]
+            for position, part in enumerate(passes, start=offset):
+                rng = start_streams(recipe.seed, iteration, position)
+                try:
+                    with precision.autocast():
+                        step = forward(detector, part, rng, device)
+                    weight = len(part) / recipe.images_per_step
+                    precision.backward(torch.stack(list(step.losses.values())).sum() * weight)
+                    with precision.autocast():
+                        window.add(step, measure_all_rois=iteration % recipe.all_rois_every == 0)
+                except NonFiniteLossError as error:
+                    if not precision.forgives(detector):
+                        raise keep_failed_step(run, recipe, detector, part, iteration, position, error) from error
             processes.sum_gradients(detector)
-            clip(detector, recipe.optimizer.clip_norm)
-            optimizer.step()
+            trained = precision.step(optimizer, detector, recipe.optimizer.clip_norm)
+            if average and trained:
+                average.update_parameters(detector)
             window.end_step()
 
             done, last = iteration + 1, iteration + 1 == recipe.iterations
             observe({"kind": "progress", "task": "training", "done": done, "total": recipe.iterations})
             if last or done % recipe.log_every == 0:
-                write({"kind": "train", "iteration": done, "lr": lr, **window.close(processes)})
+                write({"kind": "train", "iteration": done, "lr": lr, **window.close(processes), **precision.record()})
             if validation and (last or _is_due(done, recipe.evaluation.every)):
-                value = measure(detector, recipe, validation, workers, processes, observe)
+                value = measure(result, recipe, validation, workers, processes, observe)
                 write({"kind": "validation", "iteration": done, recipe.evaluation.metric: value})
                 if best is None or value > best:
                     best = value
@@ -136,7 +161,7 @@ def train(
                 save(run.snapshot_file(done))
             stop = processes.any(stopped.is_set(), device)
             if processes.first and (last or stop or _is_due(done, recipe.checkpoint_every)):
-                save_checkpoint(run.checkpoint_file, done, best, detector, optimizer)
+                save_checkpoint(run.checkpoint_file, done, best, parts)
             if stop and not last:
                 return False
             window.wait_for_data()
@@ -161,10 +186,15 @@ def new_detector(recipe: Recipe, images: AnnotatedImages) -> FastRCNN:
         detector.delta_std.copy_(stats.std)
     if recipe.init_from is not None:
         start_from(detector, classes, find_weights(recipe.init_from, "best"))
+    set_method(detector, recipe)
+    return detector
+
+
+def set_method(detector: FastRCNN, recipe: Recipe) -> None:
+    """What a recipe trains by, and weights do not know: sampler, loss and form of mining."""
     detector.sampler, detector.reweight, detector.mining = recipe.sampler, recipe.loss, recipe.mining
     detector.rank_by(recipe.ranking)
     detector.loss_over = "batch" if getattr(recipe.sampler, "cap", "image") == "batch" else "image"
-    return detector
 
 
 def empirical_stats(images: AnnotatedImages, recipe: Recipe) -> DeltaStats:
@@ -207,6 +237,22 @@ def forward(detector: FastRCNN, batch: Sequence[Sample], rng: Generator, device:
     except NonFiniteLossError as error:
         error.add_note(f"image id: {batch[error.image].id}")
         raise
+
+
+def keep_failed_step(
+    run: Run,
+    recipe: Recipe,
+    detector: FastRCNN,
+    batch: list[Sample],
+    iteration: int,
+    position: int,
+    error: NonFiniteLossError,
+) -> OhemError:
+    """Keep a forward pass in the run's folder; returns what stops the training and names image, RoI, term and file."""
+    file = run.failed_step_file(iteration + 1)
+    save_failed_step(file, recipe, detector, batch, iteration, position)
+    where = f"iteration {iteration + 1}: image {batch[error.image].id}"
+    return OhemError(f"{where}, {error.fault}; to run this step again: ohem.replay({str(file)!r})")
 
 
 def measure(
@@ -262,17 +308,16 @@ class LogWindow:
         self.clock = begin
         self.other = 0.0
 
-    def add(self, step: TrainingStep, weight: float, *, measure_all_rois: bool) -> None:
+    def add(self, step: TrainingStep, *, measure_all_rois: bool) -> None:
         """One forward pass.
 
         Args:
             step: what came of it.
-            weight: its share in the step of the optimizer.
             measure_all_rois: have the loss over all RoIs measured where the sampler did not ask for it. The time is
                 not counted as training.
         """
         for name, value in step.losses.items():
-            self.losses[name] = self.losses.get(name, 0.0) + weight * value.item()
+            self.losses[name] = self.losses.get(name, 0.0) + len(step.rois) * value.item()
         for rois, index in zip(step.rois, step.selected, strict=True):
             self.images += 1
             self.candidates += len(rois)
@@ -295,22 +340,23 @@ class LogWindow:
         self.seconds["training"] += now(self.device) - self.clock - self.other
 
     def close(self, processes: Processes = ALONE) -> dict[str, Any]:
-        """The averages a step since the last call, over all processes; seconds and memory are this one's.
+        """The averages since the last call, over all processes; seconds and memory are this one's.
 
-        ``loss_all_rois`` is None where it was not measured.
+        Losses are averages over the images whose loss was finite, None where there was none; ``loss_all_rois`` is None
+        where it was not measured.
         """
-        names = sorted(self.losses)
+        names = sorted(processes.gather(self.losses))
         counts = (self.selected, self.foreground, self.candidates, self.images, self.all_sum, self.all_count)
-        sums = processes.sum([*(self.losses[name] for name in names), *counts], self.device)
-        losses = {name: value / self.steps for name, value in zip(names, sums, strict=False)}
+        sums = processes.sum([*(self.losses.get(name, 0.0) for name in names), *counts], self.device)
         selected, foreground, candidates, images, all_sum, all_count = sums[len(names) :]
+        losses = {name: value / images for name, value in zip(names, sums, strict=False)}
         record = {
             **losses,
-            "loss_selected_rois": sum(losses.values()),
+            "loss_selected_rois": sum(losses.values()) if losses else None,
             "loss_all_rois": all_sum / all_count if all_count else None,
             "foreground_share": foreground / max(selected, 1),
-            "selected_per_image": selected / images,
-            "candidates_per_image": candidates / images,
+            "selected_per_image": selected / max(images, 1),
+            "candidates_per_image": candidates / max(images, 1),
             "seconds": {name: value / self.steps for name, value in self.seconds.items()},
             "peak_memory_mb": peak_memory_mb(self.device),
         }

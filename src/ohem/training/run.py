@@ -2,7 +2,8 @@
 
 ``recipe.yaml`` what was asked for; ``run.json`` data, fingerprint, seed, versions; ``log.jsonl`` one record a line;
 ``checkpoints/last.pt`` to go on from; ``weights.safetensors`` the result and ``best.safetensors`` the best on the
-validation split; ``snapshots/`` weights on the way, where the recipe asks for them.
+validation split; ``snapshots/`` weights on the way, where the recipe asks for them; ``failed-step-*.pt`` a step whose
+loss was not finite.
 """
 
 import hashlib
@@ -61,6 +62,10 @@ class Run:
     def snapshot_file(self, iteration: int) -> Path:
         """The weights kept after so many iterations."""
         return self.folder / "snapshots" / f"{iteration:07d}.safetensors"
+
+    def failed_step_file(self, iteration: int) -> Path:
+        """A step whose loss was not finite, kept to be run again."""
+        return self.folder / f"failed-step-{iteration:07d}.pt"
 
     @classmethod
     def create(cls, folder: Path, recipe: Recipe, sources: Sources, dataset: DetectionDataset, print_: str) -> "Run":

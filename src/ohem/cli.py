@@ -2,13 +2,14 @@
 
 import math
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ohem.console import Console
-from ohem.errors import DataError, OhemError
+from ohem.errors import DataError, OhemError, printable
 
 if TYPE_CHECKING:
     from ohem.studies.report import Report
@@ -518,14 +519,23 @@ def demo(
 
 def main() -> None:
     """Entry point: errors that the user can mend are one line each on stderr, and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be any bytes
     try:
         app()
     except OhemError as error:
-        lines = [str(error), *getattr(error, "__notes__", [])]
+        lines = [*str(error).split("\n"), *getattr(error, "__notes__", [])]
         count = len(error.faults) if isinstance(error, DataError) else 0
-        print("\n".join(lines), file=sys.stderr)
+        print("\n".join(map(printable, lines)), file=sys.stderr)
         if count > 1:
             print(f"{count} faults", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        # A full disk, a folder that may not be written to, a file that went away: nothing of it is ours to mend.
+        where = f"{error.filename}: " if error.filename else ""
+        found = printable(f"{where}found {error.strerror or error}")
+        print(f"{found}; allowed after mending it: the same command, or --resume RUN", file=sys.stderr)
         sys.exit(2)
 
 

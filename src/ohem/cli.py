@@ -517,6 +517,9 @@ def demo(
     console.say(f"curves.png, precision_recall.png, detections.png, hardest.png in {out}")
 
 
+_AFTER = "allowed after mending it: the same command, or for a training --resume RUN"
+
+
 def main() -> None:
     """Entry point: errors that the user can mend are one line each on stderr, and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
@@ -531,11 +534,20 @@ def main() -> None:
         if count > 1:
             print(f"{count} faults", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        from ohem.data.rules import one_line
+
+        # torch raises it out of a signal handler, wherever the main process happens to be.
+        found = f"workers: found a process that reads images killed ({one_line(str(error))})"
+        print(f"{printable(found)}; {_AFTER}, with fewer --workers where memory ended", file=sys.stderr)
+        sys.exit(2)
     except OSError as error:
         # A full disk, a folder that may not be written to, a file that went away: nothing of it is ours to mend.
         where = f"{error.filename}: " if error.filename else ""
         found = printable(f"{where}found {error.strerror or error}")
-        print(f"{found}; allowed after mending it: the same command, or --resume RUN", file=sys.stderr)
+        print(f"{found}; {_AFTER}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -203,6 +203,8 @@ def resume(
             f" ({found[:8]}, not {began_with[:8]}); allowed: the same data"
         )
     detector = new_detector(recipe, images)
+    if processes.first:
+        run.sweep()
     prepared = Prepared(run, recipe, detector, images, validation, time.perf_counter() - start)
     return _train(prepared, device, workers, tensorboard, reporter, processes)
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -78,8 +79,6 @@ class Run:
         """
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise OhemError(f"{folder}: found something there already; allowed: a new folder, or --resume {folder}")
-        run = cls(folder)
-        write_atomically(run.recipe_file, dump_recipe(recipe))
         info = {
             "format": FORMAT,
             "sources": {name: list(values) for name, values in vars(sources).items()},
@@ -88,8 +87,14 @@ class Run:
             "seed": recipe.seed,
             "machine": machine(),
         }
-        write_atomically(run.info_file, json.dumps(info, indent=2) + "\n")
-        return run
+        # Both files or none: half a run could neither be resumed nor begun again.
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent) as name:
+            half = cls(Path(name) / "run")
+            write_atomically(half.recipe_file, dump_recipe(recipe))
+            write_atomically(half.info_file, json.dumps(info, indent=2) + "\n")
+            half.folder.rename(folder)
+        return cls(folder)
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
@@ -105,6 +110,12 @@ class Run:
         if found != FORMAT:
             raise OhemError(f"{run.info_file}: format: found {found!r}; allowed: {FORMAT}")
         return run
+
+    def sweep(self) -> None:
+        """Remove what a killed process left half-written."""
+        for folder in {self.folder, self.checkpoint_file.parent, self.snapshot_file(0).parent}:
+            for path in folder.glob(".*.tmp"):
+                path.unlink()
 
     def recipe(self) -> Recipe:
         """The recipe, as it was completed when the run began."""

@@ -196,28 +196,35 @@ def train(
 ) -> None:
     """Train a detector. Ctrl-C saves a checkpoint; --resume goes on from it to bit-identical weights.
 
+    Where data moved since a run began, --resume takes --data, --val and proposal files too; they must hold the same.
+
     Examples: [cyan]ohem train lite0 --data MY_DATA@train --val MY_DATA@val[/cyan],
     [cyan]ohem train lite0 sampler=random optimizer.lr=0.0005 --data MY_DATA@train[/cyan],
     [cyan]ohem train --resume runs/lite0[/cyan]
     """
     if resume is None and (recipe is None or not data):
         raise OhemError("train: found no recipe or no --data; allowed: train RECIPE --data DATA, or train --resume RUN")
-    if resume is not None and (recipe or overrides or data or val or run or proposals or val_proposals):
-        raise OhemError("train: found --resume with other settings; allowed: --resume RUN alone, its recipe decides")
+    if resume is not None and (recipe or overrides or run):
+        raise OhemError(
+            "train: found --resume with other settings; allowed: --resume RUN, and --data and so on where data moved"
+        )
     from ohem import workflow
     from ohem.recipes.recipe import load_recipe
     from ohem.training.run import Sources
 
+    given = Sources(*(tuple(names or ()) for names in (data, val, proposals, val_proposals)))
     with Console() as console:
         if resume is not None:
-            finished, folder = (
-                workflow.resume(resume, device=device, workers=workers, tensorboard=tensorboard, reporter=console),
+            folder, finished = (
                 resume,
+                workflow.resume(
+                    resume, moved=given, device=device, workers=workers, tensorboard=tensorboard, reporter=console
+                ),
             )
         else:
             folder, finished = workflow.train(
                 load_recipe(str(recipe), overrides or []),
-                Sources(tuple(data or ()), tuple(val or ()), tuple(proposals or ()), tuple(val_proposals or ())),
+                given,
                 folder=run,
                 name=Path(str(recipe)).stem,
                 device=device,
@@ -517,6 +524,12 @@ def demo(
     console.say(f"curves.png, precision_recall.png, detections.png, hardest.png in {out}")
 
 
+def _pass_over_killed_workers(found: "sys.UnraisableHookArgs") -> None:
+    """torch raises its error a second time while the other workers are put away; once is told."""
+    if "DataLoader worker" not in str(found.exc_value):
+        sys.__unraisablehook__(found)
+
+
 _AFTER = "allowed after mending it: the same command, or for a training --resume RUN"
 
 
@@ -525,6 +538,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files may be any bytes
+    sys.unraisablehook = _pass_over_killed_workers
     try:
         app()
     except OhemError as error:
@@ -535,13 +549,11 @@ def main() -> None:
             print(f"{count} faults", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        from ohem.data.rules import one_line
+        from ohem.data.loading import KILLED_WORKER, is_of_killed_worker
 
-        # torch raises it out of a signal handler, wherever the main process happens to be.
-        found = f"workers: found a process that reads images killed ({one_line(str(error))})"
-        print(f"{printable(found)}; {_AFTER}, with fewer --workers where memory ended", file=sys.stderr)
+        if not is_of_killed_worker(error):
+            raise
+        print(KILLED_WORKER, file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         # A full disk, a folder that may not be written to, a file that went away: nothing of it is ours to mend.

@@ -175,12 +175,21 @@ def train(
 def resume(
     folder: Path,
     *,
+    moved: Sources | None = None,
     device: str | None = None,
     workers: int = 1,
     tensorboard: bool = False,
     reporter: Reporter = SILENT,
 ) -> bool:
     """Go on with a run from its last checkpoint; returns whether training came to its end.
+
+    Args:
+        folder: the run's, which may have moved itself.
+        moved: where its data are now; what is empty in it is where it was.
+        device: see :func:`train`.
+        workers: see :func:`train`.
+        tensorboard: see :func:`train`.
+        reporter: told of what goes on.
 
     Raises:
         OhemError: not a run, or its data changed since it began.
@@ -195,7 +204,13 @@ def resume(
         processes.leave()
         return True
     _require_together(recipe, processes)
-    images, validation = _open_all(recipe, run.sources(), workers, reporter, processes)
+    began_on, now = vars(run.sources()), vars(moved or Sources(()))
+    sources = Sources(**{name: now[name] or began_on[name] for name in began_on})
+    try:
+        images, validation = _open_all(recipe, sources, workers, reporter, processes)
+    except OhemError as error:
+        error.add_note(f"where data moved: ohem train --resume {folder} --data THERE")
+        raise
     found = fingerprint(images.dataset, images.proposals)
     if found != began_with:
         raise OhemError(

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,8 +152,8 @@ def load_batches(samples: Samples, batches: Sequence[Sequence[Draw]], workers: i
     """Batches in order, read ahead by ``workers`` processes (0: none). The order does not depend on their number.
 
     Raises:
-        OhemError: an image could not be read, or has changed.
-        RuntimeError: a worker was killed; torch raises it wherever the main process is.
+        OhemError: an image could not be read, or has changed, or a worker was killed.
+        RuntimeError: a worker was killed while the main process did something else; torch raises it there.
     """
     loader = DataLoader(
         samples,
@@ -162,12 +163,34 @@ def load_batches(samples: Samples, batches: Sequence[Sequence[Draw]], workers: i
         worker_init_fn=_quiet_worker,
         generator=torch.Generator(),  # else it draws from torch's own stream, which belongs to dropout
     )
-    with opencv_in_one_thread():
+    with opencv_in_one_thread(), _workers_alive():
         for batch in loader:
             for sample in batch:
                 if isinstance(sample, OhemError):
                     raise sample
             yield batch
+
+
+@contextmanager
+def _workers_alive() -> Iterator[None]:
+    """A killed worker shows as torch's error, or as the end of a connection to it, whichever is noticed first."""
+    try:
+        yield
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and not is_of_killed_worker(error):
+            raise
+        raise OhemError(KILLED_WORKER) from error
+
+
+KILLED_WORKER = (
+    "workers: found a process that reads images killed, as where memory ends; allowed after mending it: the same"
+    " command, or for a training --resume RUN, with fewer --workers"
+)
+
+
+def is_of_killed_worker(error: BaseException | None) -> bool:
+    """Whether this is what torch raises, out of a signal handler and so wherever the main process is."""
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
 
 
 def training_batches(

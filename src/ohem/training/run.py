@@ -87,12 +87,14 @@ class Run:
             "seed": recipe.seed,
             "machine": machine(),
         }
+        if folder.exists():  # perhaps a disk of its own, which cannot be renamed onto
+            cls(folder)._begin(recipe, info)
+            return cls(folder)
         # Both files or none: half a run could neither be resumed nor begun again.
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent) as name:
             half = cls(Path(name) / "run")
-            write_atomically(half.recipe_file, dump_recipe(recipe))
-            write_atomically(half.info_file, json.dumps(info, indent=2) + "\n")
+            half._begin(recipe, info)
             half.folder.rename(folder)
         return cls(folder)
 
@@ -110,6 +112,10 @@ class Run:
         if found != FORMAT:
             raise OhemError(f"{run.info_file}: format: found {found!r}; allowed: {FORMAT}")
         return run
+
+    def _begin(self, recipe: Recipe, info: Mapping[str, Any]) -> None:
+        write_atomically(self.recipe_file, dump_recipe(recipe))
+        write_atomically(self.info_file, json.dumps(info, indent=2) + "\n")
 
     def sweep(self) -> None:
         """Remove what a killed process left half-written."""

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 OHEM := $(VENV)/bin/ohem
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint coverage mutation faults licences clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,5 +21,20 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+coverage: $(VENV)/.installed  ## which lines of src/ohem the tests run; fails under 95 %
+	mkdir -p .coverage
+	$(VENV)/bin/coverage run -m pytest
+	$(VENV)/bin/coverage combine
+	$(VENV)/bin/coverage report --skip-covered --show-missing
+
+mutation: $(VENV)/.installed  ## which faults, put into the idea, its tests notice; fails under 85 %
+	$(VENV)/bin/python benchmarks/mutation.py
+
+faults: $(VENV)/.installed  ## kill training, proposals, evaluation and reproduction 50 times, fill disks, change data
+	$(VENV)/bin/python benchmarks/faults.py
+
+licences: $(VENV)/.installed  ## of everything that is installed with ohem
+	$(VENV)/bin/python benchmarks/licences.py
+
 clean:
-	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .coverage demo .pytest_cache .mypy_cache .ruff_cache

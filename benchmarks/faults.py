@@ -99,10 +99,11 @@ def evaluate() -> None:
 
 
 def evaluated() -> dict[str, bytes]:
-    """Of the last evaluation; a killed one must not look like a whole one."""
+    """Of every evaluation that looks whole: a killed one must not, unless it was."""
     done = [path.parent for path in Path("run").glob("evaluation*/metrics.json")]
-    assert len(done) == 1, done
-    return {path.name: path.read_bytes() for path in done[0].rglob("*") if path.is_file()}
+    each = [{path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()} for folder in done]
+    assert each
+    return each[0] if all(one == each[0] for one in each) else {"evaluations": repr(done).encode()}
 
 
 def reproduce() -> None:

@@ -236,3 +236,19 @@ def test_a_wrong_detection_below_all_others_leaves_average_precision_alone(detec
         assert average_precision(more.recall, more.precision, method) == average_precision(
             points.recall, points.precision, method
         )
+
+
+def test_half_is_the_overlap_unless_another_is_asked_for() -> None:
+    image = np.zeros(1, np.int64)
+    box, half = np.array([[0.0, 0, 10, 10]]), np.array([[0.0, 0, 10, 5]])
+    found = match_detections(image, half, np.ones(1), image, box, np.zeros(1, bool))
+    assert found.true_positive.tolist() == [True]
+    less = match_detections(image, half - [[0, 0, 0, 0.1]], np.ones(1), image, box, np.zeros(1, bool))
+    assert less.true_positive.tolist() == [False]
+
+
+def test_boxes_without_area_overlap_nothing_not_even_each_other() -> None:
+    image, point = np.zeros(1, np.int64), np.array([[3.0, 3, 3, 3]])
+    found = match_detections(image, point, np.ones(1), image, point, np.zeros(1, bool))
+    assert found.iou.tolist() == [0]
+    assert found.gt.tolist() == [-1]

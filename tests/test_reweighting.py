@@ -243,3 +243,31 @@ def test_a_batchs_gradient_is_that_of_its_images_accumulated(reweight):
 def test_settings_without_sense_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_defaults_are_those_of_the_papers():
+    assert (FocalLoss().gamma, FocalLoss().alpha, GradientHarmonized().bins) == (2.0, 0.25, 30)
+
+
+def test_what_focal_loss_may_be_set_to():
+    for alpha in (0, 1, None):
+        assert FocalLoss(alpha=alpha).alpha == alpha
+    for gamma in (-0.1, math.inf, math.nan):
+        with pytest.raises(ValueError, match=r"gamma: found .*; allowed: 0 or more"):
+            FocalLoss(gamma)
+    for alpha in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match=r"alpha: found .*; allowed: 0 to 1, or none"):
+            FocalLoss(alpha=alpha)
+
+
+def test_the_largest_gradients_share_the_last_interval():
+    """A probability of 0 makes g = 1, the end of the last interval and not the beginning of another."""
+    cls = torch.tensor([200.0, -math.log(0.05), 0.01])  # g = 1, 0.95, 0.01, of four intervals
+    (found,) = GradientHarmonized(bins=4)([RoiLosses(cls, torch.zeros(3))], [rois_of([1, 1, 0])])
+    assert (found.cls / cls).tolist() == pytest.approx([3 / (2 * 2), 3 / (2 * 2), 3 / (2 * 1)])
+
+
+def test_ignored_rois_weigh_nothing_in_the_harmonized_loss():
+    cls = torch.tensor([1.0, 1.0])
+    (found,) = GradientHarmonized()([RoiLosses(cls, torch.zeros(2))], [rois_of([1, -1])])
+    assert found.cls.tolist() == pytest.approx([1, 0])

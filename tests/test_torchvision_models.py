@@ -21,7 +21,7 @@ from ohem.losses import NonFiniteLossError
 from ohem.rivals import IoUBalancedSampler, QuotaSampler, RankSampler, StratifiedSampler
 from ohem.rois import Rois
 from ohem.samplers import AllSampler, HardSampler, RandomSampler
-from ohem.torchvision_models import _anchor_losses
+from ohem.losses import anchor_losses
 
 BUILDERS = [
     "fasterrcnn_resnet50_fpn",
@@ -717,10 +717,10 @@ def test_gradients_of_the_losses_of_anchors():
     labels = torch.tensor([1, 0, -1, 1, 0])
     rng = Generator().manual_seed(0)
     logits, deltas, truth = (torch.randn(5, *more, generator=rng, dtype=torch.float64) for more in ((), (4,), (4,)))
-    anchors = [Rois(torch.zeros(5, 4), labels, torch.zeros(5), truth)]
+    anchors = Rois(torch.zeros(5, 4), labels, torch.zeros(5), truth)
 
     def parts(logits, deltas):
-        (losses,) = _anchor_losses(logits, deltas, anchors)
+        losses = anchor_losses(logits, deltas, anchors)
         return losses.cls, losses.box
 
     assert torch.autograd.gradcheck(parts, (logits.requires_grad_(), deltas.requires_grad_()))

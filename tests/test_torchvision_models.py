@@ -17,11 +17,10 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import box_iou
 
 import ohem
-from ohem.losses import NonFiniteLossError
+from ohem.losses import NonFiniteLossError, anchor_losses
 from ohem.rivals import IoUBalancedSampler, QuotaSampler, RankSampler, StratifiedSampler
 from ohem.rois import Rois
 from ohem.samplers import AllSampler, HardSampler, RandomSampler
-from ohem.losses import anchor_losses
 
 BUILDERS = [
     "fasterrcnn_resnet50_fpn",

@@ -36,6 +36,10 @@ def load_torchvision_weights(detector: FastRCNN, spec: TorchvisionSpec, classes:
         OhemError: the weights are not to be had or do not fit.
     """
     if spec.weights == "none":
+        if spec.freeze != "none":
+            raise OhemError(
+                f"detector.freeze: found {spec.freeze}; allowed with weights none: none, or layers stay random"
+            )
         return
     state = _read(spec)
     if "roi_heads.box_predictor.cls_score.weight" in state:

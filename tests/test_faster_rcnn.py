@@ -250,6 +250,11 @@ def test_boxes_and_losses_stay_in_float32_under_autocast(make: Callable[[], Fast
     assert {p.grad.dtype for p in detector.parameters() if p.grad is not None} == {torch.float32}
 
 
+def test_a_box_without_area_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"boxes\[1\]: found \[5.0, 5.0, 5.0, 9.0\]; allowed: finite x1 < x2"):
+        own().train().training_step([IMAGE], [NONE], [target([0.0, 0, 9, 9], [5.0, 5, 5, 9])])
+
+
 # ----------------------------------------------------------------------------------------------------------- training
 
 

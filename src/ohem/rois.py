@@ -77,8 +77,8 @@ def label_rois(
     """
     no = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     difficult, crowd = (no if flag is None else flag for flag in (difficult, crowd))
-    _require_area("proposals", proposals)
-    _require_area("boxes", boxes)
+    require_area("proposals", proposals)
+    require_area("boxes", boxes)
     truth = ~(difficult | crowd)
     gt_boxes, gt_labels = boxes[truth], labels[truth]
     candidates = torch.cat([proposals, gt_boxes]) if add_ground_truth else proposals
@@ -120,7 +120,8 @@ def _share_inside(boxes: Tensor, regions: Tensor) -> Tensor:
     return shares
 
 
-def _require_area(name: str, boxes: Tensor) -> None:
+def require_area(name: str, boxes: Tensor) -> None:
+    """Raise ValueError for a box without area, or with a coordinate that is not finite."""
     bad = ~((boxes[:, 2:] > boxes[:, :2]).all(dim=1) & boxes.isfinite().all(dim=1))
     if bad.any():
         first = int(bad.nonzero()[0])

@@ -12,7 +12,7 @@ from ohem.models.fast_rcnn import FastRCNN, LossLayer, Target, TrainingStep
 from ohem.models.proposal_network import ProposalNetwork, ScoredAnchors
 from ohem.models.pyramid import PyramidBackbone
 from ohem.models.roi_head import Feature, Pyramid, RoIHead
-from ohem.rois import Rois
+from ohem.rois import Rois, require_area
 from ohem.samplers import RandomSampler, Sampler
 
 RANDOM_ANCHORS = RandomSampler(rois_per_image=256, fg_fraction=0.5, bg_lo=0.0)
@@ -87,6 +87,7 @@ class FasterRCNN(FastRCNN):
 
     def _label_anchors(self, anchors: ScoredAnchors, target: Target) -> Rois:
         boxes = target["boxes"]
+        require_area("boxes", boxes)
         no = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
         difficult, crowd = target.get("difficult", no), target.get("crowd", no)
         truth = boxes[~(difficult | crowd)]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ohem.errors import DataError, Fault, OhemError
     from ohem.losses import RoiLosses, roi_losses
     from ohem.models.fast_rcnn import FastRCNN
+    from ohem.models.faster_rcnn import FasterRCNN
     from ohem.models.weights import load_detector
     from ohem.pictures import detect_pictures
     from ohem.recipes.recipe import Recipe, load_recipe
@@ -28,6 +29,7 @@ _HOME = {
     "AllSampler": "samplers",
     "DataError": "errors",
     "FastRCNN": "models.fast_rcnn",
+    "FasterRCNN": "models.faster_rcnn",
     "Fault": "errors",
     "FocalLoss": "reweighting",
     "GradientHarmonized": "reweighting",
@@ -64,6 +66,7 @@ __all__ = [
     "AllSampler",
     "DataError",
     "FastRCNN",
+    "FasterRCNN",
     "Fault",
     "FocalLoss",
     "GradientHarmonized",

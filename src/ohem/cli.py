@@ -196,6 +196,7 @@ def train(
     """Train a detector. Ctrl-C saves a checkpoint; --resume goes on from it to bit-identical weights.
 
     Examples: [cyan]ohem train lite0 --data MY_DATA@train --val MY_DATA@val[/cyan],
+    [cyan]ohem train fasterrcnn_lite0 --data MY_DATA@train[/cyan] (no proposals needed),
     [cyan]ohem train lite0 sampler=random optimizer.lr=0.0005 --data MY_DATA@train[/cyan],
     [cyan]ohem train --resume runs/lite0[/cyan]
     """

@@ -9,7 +9,7 @@ from ohem.data.dataset import ImageRecord, Proposals
 from ohem.data.loading import Draw, Samples, load_batches
 from ohem.losses import RoiLosses
 from ohem.models.fast_rcnn import FastRCNN
-from ohem.models.spec import DetectorSpec
+from ohem.models.spec import AnyDetectorSpec
 from ohem.rois import Rois
 
 
@@ -30,7 +30,7 @@ class ScoredImage:
 
 def score_images(
     detector: FastRCNN,
-    spec: DetectorSpec,
+    spec: AnyDetectorSpec,
     records: Sequence[ImageRecord],
     proposals: Proposals,
     *,
@@ -38,6 +38,8 @@ def score_images(
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[ScoredImage]:
     """The losses of all RoIs of images as they are, not mirrored, without dropout.
+
+    A detector with a region proposal network is measured on its own proposals, those of detection.
 
     This is how section 5.5 compares samplers: a loss that does not depend on which RoIs a sampler would choose.
 
@@ -51,13 +53,15 @@ def score_images(
     """
     detector.eval()
     device = detector.delta_mean.device
-    samples = Samples(records, proposals, spec.image, spec.proposals.max_per_image)
+    samples = Samples(records, proposals, spec.image, spec.max_proposals)
     batches = load_batches(samples, [[Draw(i)] for i in range(len(records))], workers)
     for done, (record, (sample,)) in enumerate(zip(records, batches, strict=True), start=1):
         target = {name: value.to(device) for name, value in sample.target.items()}
-        rois = detector.label(sample.proposals.to(device), target)
+        size = (sample.image.shape[1], sample.image.shape[2])
         with torch.inference_mode():
-            losses = detector.rank(detector.features([sample.image.to(device)]), [rois], dropout=False)[0]
+            features = detector.features([sample.image.to(device)])
+            rois = detector.label(detector.propose(features[0], size, sample.proposals.to(device)), target)
+            losses = detector.rank(features, [rois], dropout=False)[0]
         rois.boxes = rois.boxes / rois.boxes.new_tensor([*sample.scale, *sample.scale])
         yield ScoredImage(record, rois, losses)
         if progress:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 
 from ohem.data.check import load_checked
@@ -21,7 +22,7 @@ from ohem.evaluation.voc import VocResult, evaluate_voc
 from ohem.files import write_atomically
 from ohem.inference import detect
 from ohem.models.fast_rcnn import FastRCNN
-from ohem.models.spec import DetectorSpec, ProposalSpec
+from ohem.models.spec import AnyDetectorSpec, ProposalSpec
 from ohem.models.weights import load_detector
 from ohem.proposals.cache import ProposalCache, ProposalSetting, default_cache_path, make_proposals
 from ohem.proposals.imports import load_proposals, validate_proposals
@@ -92,16 +93,22 @@ def open_dataset(
 def open_proposals(
     dataset: DetectionDataset,
     files: Sequence[str],
-    spec: ProposalSpec,
+    spec: ProposalSpec | None,
     workers: int,
     reporter: Reporter,
     cache: Path | None = None,
 ) -> Proposals:
     """Proposals from the named files, or selective search's, made where they are missing and kept in a cache file.
 
+    None of any image where ``spec`` is None: for a detector that makes its own.
+
     Raises:
-        OhemError: a file is unreadable, or does not have the boxes of every image.
+        OhemError: a file is unreadable, does not have the boxes of every image, or is of no use.
     """
+    if spec is None:
+        if files:
+            raise OhemError(f"proposals: found {files[0]}; allowed for a detector with a region proposal network: none")
+        return {record.id: np.zeros((0, 4), np.float32) for record in dataset.records}
     if files:
         proposals, notes = load_proposals([Path(name) for name in files])
         for note in notes:
@@ -232,7 +239,7 @@ def _open_all(
 def _open_sets(
     recipe: Recipe, sources: Sources, workers: int, reporter: Reporter
 ) -> tuple[AnnotatedImages, AnnotatedImages | None]:
-    spec = recipe.detector.proposals
+    spec = recipe.detector.given_proposals
     whole = open_dataset(sources.train, recipe.data, reporter)
     train_set, val_set = whole, None
     if sources.val:
@@ -345,7 +352,7 @@ def evaluate(
     folder = free_folder(out, (source if source.is_dir() else source.parent) / "evaluation")
     wanted = DataSpec(classes=classes, other_classes=other_classes, bad_boxes=bad_boxes)
     dataset = open_dataset(data, wanted, reporter)
-    boxes = open_proposals(dataset, proposals, spec.proposals, workers, reporter)
+    boxes = open_proposals(dataset, proposals, spec.given_proposals, workers, reporter)
     found = run_detector(detector, spec, dataset.records, boxes, device=device, workers=workers, reporter=reporter)
     result = Evaluation(
         folder,
@@ -364,7 +371,9 @@ def evaluate(
         "images": len(dataset),
         "fingerprint": fingerprint(dataset, boxes),
         "weights": file.name,
-        "settings": spec.model_dump(mode="json", include={"image", "proposals", "detection"}),
+        "settings": spec.model_dump(
+            mode="json", include={"image", "detection", "proposals" if spec.given_proposals else "rpn"}
+        ),
         "voc07": result.voc07.to_json(),
         "voc12": result.voc12.to_json(),
         "coco": result.coco.to_json(),
@@ -375,7 +384,7 @@ def evaluate(
 
 def run_detector(
     detector: FastRCNN,
-    spec: DetectorSpec,
+    spec: AnyDetectorSpec,
     records: Sequence[ImageRecord],
     proposals: Proposals,
     *,
@@ -390,7 +399,7 @@ def run_detector(
         proposals,
         spec.image,
         spec.detection,
-        max_proposals=spec.proposals.max_per_image,
+        max_proposals=spec.max_proposals,
         workers=workers,
         progress=lambda done, total: reporter.progress("detecting", done, total),
     )

@@ -13,7 +13,7 @@ from torchvision.ops import clip_boxes_to_image
 from ohem.boxes import DeltaStats, decode_deltas
 from ohem.losses import RoiLosses, mean_losses, require_finite, roi_losses
 from ohem.models.backbones import Backbone
-from ohem.models.roi_head import RoIHead, read_only
+from ohem.models.roi_head import Feature, RoIHead, read_only
 from ohem.ranking import LowRankRanking, Ranking, ThinHead
 from ohem.reweighting import LogLoss, Reweighting
 from ohem.rois import Rois, label_rois
@@ -28,7 +28,8 @@ class TrainingStep:
     """One forward pass in training, and what was seen on the way.
 
     Attributes:
-        losses: ``loss_cls`` and ``loss_box``, scalars to be summed and differentiated.
+        losses: scalars to be summed and differentiated: ``loss_cls`` and ``loss_box`` of the chosen RoIs, and what a
+            detector trains beside them.
         rois: the candidates of each image.
         selected: the indices of those that trained.
         score: the read-only pass over this step's RoIs, with the losses it gave where the sampler asked for them; in
@@ -51,7 +52,7 @@ class ReadOnlyPass:
     """
 
     detector: "FastRCNN"
-    features: list[Tensor]
+    features: list[Feature]
     rois: list[Rois]
     losses: list[RoiLosses] | None = None
     seconds: float = 0.0
@@ -176,17 +177,22 @@ class FastRCNN(nn.Module):
             ValueError: a box without area.
             NonFiniteLossError: a loss is NaN or infinite; nothing has been trained on it.
         """
+        return self.train_rois(self.features(images), proposals, targets, rng or torch.default_generator)
+
+    def train_rois(
+        self, features: list[Feature], proposals: Sequence[Tensor], targets: Sequence[Target], rng: Generator
+    ) -> TrainingStep:
+        """The rest of :meth:`training_step`, from features that are there."""
         rois = [self.label(boxes, target) for boxes, target in zip(proposals, targets, strict=True)]
-        features = self.features(images)
         choose = self._mine_in_loss_layer if self.mining == "loss_layer" else self._mine_read_only
-        losses, selected, score = choose(features, rois, rng or torch.default_generator)
+        losses, selected, score = choose(features, rois, rng)
         chosen = [image[index] for image, index in zip(rois, selected, strict=True)]
         require_finite(losses, chosen)
         mean = mean_losses(self.reweight(losses, chosen), self.loss_over)
         return TrainingStep({"loss_cls": mean.cls, "loss_box": mean.box}, rois, selected, score)
 
     def _mine_read_only(
-        self, features: list[Tensor], rois: list[Rois], rng: Generator
+        self, features: list[Feature], rois: list[Rois], rng: Generator
     ) -> tuple[list[RoiLosses], list[Tensor], ReadOnlyPass]:
         """Two passes: all RoIs without gradient, where the sampler asks for it; then the chosen ones with gradient."""
         score = ReadOnlyPass(self, features, rois)
@@ -197,7 +203,7 @@ class FastRCNN(nn.Module):
         return losses, selected, score
 
     def _mine_in_loss_layer(
-        self, features: list[Tensor], rois: list[Rois], rng: Generator
+        self, features: list[Feature], rois: list[Rois], rng: Generator
     ) -> tuple[list[RoiLosses], list[Tensor], LossLayer]:
         """One pass over all RoIs with gradient, which also ranks."""
         losses = [self._losses(feature, image) for feature, image in zip(features, rois, strict=True)]
@@ -220,7 +226,17 @@ class FastRCNN(nn.Module):
             ignore=self.ignore,
         )
 
-    def rank(self, features: Sequence[Tensor], rois: Sequence[Rois], *, dropout: bool = True) -> list[RoiLosses]:
+    def propose(self, feature: Feature, size: tuple[int, int], given: Tensor) -> Tensor:
+        """The proposals (P, 4) of one image that are scored: those that are given.
+
+        Args:
+            feature: of :meth:`features`.
+            size: height and width of the network's input.
+            given: (P, 4) xyxy, in its pixels.
+        """
+        return given
+
+    def rank(self, features: Sequence[Feature], rois: Sequence[Rois], *, dropout: bool = True) -> list[RoiLosses]:
         """The read-only pass (section 4.2): the loss of all RoIs, in chunks, with nothing left behind.
 
         Args:
@@ -236,11 +252,11 @@ class FastRCNN(nn.Module):
         require_finite(losses, rois)
         return losses
 
-    def _rank(self, features: list[Tensor], rois: list[Rois]) -> list[RoiLosses]:
+    def _rank(self, features: list[Feature], rois: list[Rois]) -> list[RoiLosses]:
         thin = self.thin_head
         if thin is None or thin.is_due():
             if thin is not None:
-                thin.fit(self.head, features, [image.boxes for image in rois])
+                thin.fit(self.head, cast(list[Tensor], features), [image.boxes for image in rois])
             return [self._score_all(feature, image) for feature, image in zip(features, rois, strict=True)]
         losses = []
         for feature, image in zip(features, rois, strict=True):
@@ -255,7 +271,7 @@ class FastRCNN(nn.Module):
             losses.append(found)
         return losses
 
-    def _score_all(self, feature: Tensor, rois: Rois, thin: ThinHead | None = None) -> RoiLosses:
+    def _score_all(self, feature: Feature, rois: Rois, thin: ThinHead | None = None) -> RoiLosses:
         """Scores of the different RoIs that are not ignored, box deltas of foreground ones: all that losses need.
 
         Args:
@@ -270,7 +286,9 @@ class FastRCNN(nn.Module):
         for chunk in self._chunks(different):
             boxes = rois.boxes[counted[chunk]]
             hidden = (
-                thin.hidden_of_many(self.head, feature, boxes) if thin else self.head.hidden_of_many(feature, boxes)
+                thin.hidden_of_many(self.head, cast(Tensor, feature), boxes)
+                if thin
+                else self.head.hidden_of_many(feature, boxes)
             )
             there = ((which >= start) & (which < start + len(chunk))).nonzero().squeeze(1)
             row, members = which[there] - start, counted[there]
@@ -285,7 +303,7 @@ class FastRCNN(nn.Module):
         """As few parts as :attr:`ranking_chunk` allows, of about one length; none of nothing."""
         return torch.tensor_split(indices, -(-len(indices) // self.ranking_chunk)) if len(indices) else []
 
-    def features(self, images: Sequence[Tensor]) -> list[Tensor]:
+    def features(self, images: Sequence[Tensor]) -> list[Feature]:
         """One (1, C, H, W) map an image.
 
         Images of one size go through the backbone together; others one by one. Nothing is padded, so an image's
@@ -295,7 +313,7 @@ class FastRCNN(nn.Module):
             return list(torch.split(self.head.reduce(self.backbone(torch.stack(list(images)))), 1))
         return [cast(Tensor, self.head.reduce(self.backbone(image[None]))) for image in images]
 
-    def score_rois(self, feature: Tensor, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def score_rois(self, feature: Feature, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Score and move the RoIs of one image.
 
         Args:
@@ -333,7 +351,7 @@ class FastRCNN(nn.Module):
         self.delta_mean.copy_(mean)
         self.delta_std.copy_(std)
 
-    def _losses(self, feature: Tensor, rois: Rois) -> RoiLosses:
+    def _losses(self, feature: Feature, rois: Rois) -> RoiLosses:
         logits, deltas = self.head(feature, rois.boxes)
         return roi_losses(logits, deltas, rois, beta=self.smooth_l1_beta)
 

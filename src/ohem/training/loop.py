@@ -22,7 +22,10 @@ from ohem.evaluation.voc import evaluate_voc
 from ohem.inference import detect
 from ohem.losses import NonFiniteLossError
 from ohem.models.fast_rcnn import FastRCNN, TrainingStep, now
+from ohem.models.faster_rcnn import RANDOM_ANCHORS, FasterRCNN
 from ohem.models.pretrained import load_pretrained
+from ohem.models.pyramid_weights import load_torchvision_weights
+from ohem.models.spec import AnyDetectorSpec, DetectorSpec, TorchvisionSpec
 from ohem.models.weights import build_detector, save_detector, start_from
 from ohem.recipes.recipe import Recipe
 from ohem.rois import label_rois
@@ -113,9 +116,7 @@ def train(
         if processes.first:
             save_detector(path, result, recipe.detector, images.dataset.classes)
 
-    samples = Samples(
-        images.dataset.records, images.proposals, recipe.detector.image, recipe.detector.proposals.max_per_image
-    )
+    samples = Samples(images.dataset.records, images.proposals, recipe.detector.image, recipe.detector.max_proposals)
     steps = range(start, recipe.iterations)
     order = stream_seed(recipe.seed, "order")
     scales = recipe.detector.image.train_scales
@@ -179,8 +180,8 @@ def new_detector(recipe: Recipe, images: AnnotatedImages) -> FastRCNN:
     classes = images.dataset.classes
     detector = build_detector(recipe.detector, len(classes))
     if recipe.init_from is None:
-        load_pretrained(detector, recipe.detector.backbone)
-    if recipe.detector.delta_stats == "empirical":
+        start_pretrained(detector, recipe.detector, classes)
+    if isinstance(recipe.detector, DetectorSpec) and recipe.detector.delta_stats == "empirical":
         stats = empirical_stats(images, recipe)
         detector.delta_mean.copy_(stats.mean)
         detector.delta_std.copy_(stats.std)
@@ -190,10 +191,24 @@ def new_detector(recipe: Recipe, images: AnnotatedImages) -> FastRCNN:
     return detector
 
 
+def start_pretrained(detector: FastRCNN, spec: AnyDetectorSpec, classes: tuple[str, ...]) -> None:
+    """Give a new detector the published weights that its spec names.
+
+    Raises:
+        OhemError: they are not to be had or do not fit.
+    """
+    if isinstance(spec, TorchvisionSpec):
+        load_torchvision_weights(detector, spec, classes)
+    else:
+        load_pretrained(detector, spec.backbone)
+
+
 def set_method(detector: FastRCNN, recipe: Recipe) -> None:
-    """What a recipe trains by, and weights do not know: sampler, loss and form of mining."""
+    """What a recipe trains by, and weights do not know: samplers, loss and form of mining."""
     detector.sampler, detector.reweight, detector.mining = recipe.sampler, recipe.loss, recipe.mining
     detector.rank_by(recipe.ranking)
+    if isinstance(detector, FasterRCNN):
+        detector.rpn_sampler = recipe.rpn_sampler or RANDOM_ANCHORS
     detector.loss_over = "batch" if getattr(recipe.sampler, "cap", "image") == "batch" else "image"
 
 
@@ -202,7 +217,7 @@ def empirical_stats(images: AnnotatedImages, recipe: Recipe) -> DeltaStats:
 
     Deltas do not depend on an image's scale, so no picture is read.
     """
-    limit = recipe.detector.proposals.max_per_image or None
+    limit = recipe.detector.max_proposals or None
 
     def examples() -> Iterator[tuple[Tensor, Tensor]]:
         count = len(images.dataset.classes)
@@ -271,7 +286,7 @@ def measure(
         images.proposals,
         spec.image,
         spec.detection,
-        max_proposals=spec.proposals.max_per_image,
+        max_proposals=spec.max_proposals,
         workers=workers,
         progress=lambda d, n: observe({"kind": "progress", "task": "validating", "done": d, "total": n}),
     )
@@ -352,7 +367,7 @@ class LogWindow:
         losses = {name: value / images for name, value in zip(names, sums, strict=False)}
         record = {
             **losses,
-            "loss_selected_rois": sum(losses.values()) if losses else None,
+            "loss_selected_rois": losses["loss_cls"] + losses["loss_box"] if losses else None,
             "loss_all_rois": all_sum / all_count if all_count else None,
             "foreground_share": foreground / max(selected, 1),
             "selected_per_image": selected / max(images, 1),

@@ -1,7 +1,9 @@
 """OHEM against the heuristic sampler on six animal and person classes of VOC 2012, paired seeds, two CPU cores.
 
     python benchmarks/animals.py DATA --seeds 3
+    python benchmarks/animals.py DATA --seeds 5 --arm hard --arm half sampler=hard ranking=half
 
+An arm is a name and overrides of the recipe; the first one named is what the others are compared with.
 DATA is a VOC folder with the splits trainval and test, and selective-search proposals of each in
 DATA/selective_search/{trainval,test}.mat. Runs go into runs/animals; finished ones are kept, an interrupted one is
 resumed, so the command may be stopped and called again. One small JSON a run goes into benchmarks/results/animals.
@@ -29,11 +31,14 @@ RESULTS = Path(__file__).parent / "results" / "animals"
 OVERRIDES = [f"data.classes=[{','.join(CLASSES)}]", "data.other_classes=drop"]
 
 
-def train(data: str, sampler: str, seed: int, folder: Path, console: Console) -> None:
+ARMS = {"random": ["sampler=random"], "hard": ["sampler=hard"]}
+
+
+def train(data: str, overrides: list[str], seed: int, folder: Path, console: Console) -> None:
     if folder.exists():
         ohem.resume(folder, reporter=console)
         return
-    recipe = ohem.load_recipe("lite0", [*OVERRIDES, f"sampler={sampler}", f"seed={seed}"])
+    recipe = ohem.load_recipe("lite0", [*OVERRIDES, *overrides, f"seed={seed}"])
     proposals = (f"{data}/selective_search/trainval.mat",)
     ohem.train(recipe, ohem.Sources((f"{data}@trainval",), proposals=proposals), folder=folder, reporter=console)
 
@@ -64,39 +69,44 @@ def measure(data: str, folder: Path, console: Console) -> dict[str, Any]:
     }
 
 
-def summarise(results: list[dict[str, Any]]) -> None:
-    rows = []
-    names = [name for name, value in results[0].items() if isinstance(value, float)]
-    by_arm = {arm: {r["seed"]: r for r in results if r["sampler"] == arm} for arm in ("RandomSampler", "HardSampler")}
-    seeds = sorted(set(by_arm["RandomSampler"]) & set(by_arm["HardSampler"]))
-    for name in names:
-        factor = 100 if name.startswith("mAP") else 1
-        arms = [[factor * by_arm[arm][seed][name] for seed in seeds] for arm in by_arm]
-        gains = [hard - random for random, hard in zip(*arms, strict=True)]
-        spread = f"{stdev(gains):.2f}" if len(gains) > 1 else "-"
-        rows.append((name, *(" ".join(f"{v:.3g}" for v in arm) for arm in arms), f"{mean(gains):+.2f}", spread))
-    header = ("", "heuristic", "OHEM", "mean difference", "its std")
-    Console().table(f"seeds {seeds}; {platform.processor() or platform.machine()}", header, rows)
+def summarise(results: dict[str, dict[int, dict[str, Any]]]) -> None:
+    base, *others = results
+    first = next(iter(results[base].values()))
+    for other in others:
+        seeds = sorted(set(results[base]) & set(results[other]))
+        rows = []
+        for name in (name for name, value in first.items() if isinstance(value, float)):
+            factor = 100 if name.startswith("mAP") else 1
+            arms = [[factor * results[arm][seed][name] for seed in seeds] for arm in (base, other)]
+            gains = [b - a for a, b in zip(*arms, strict=True)]
+            spread = f"{stdev(gains):.2f}" if len(gains) > 1 else "-"
+            rows.append((name, *(" ".join(f"{v:.3g}" for v in arm) for arm in arms), f"{mean(gains):+.2f}", spread))
+        title = f"seeds {seeds}; {platform.processor() or platform.machine()}"
+        Console().table(title, ("", base, other, "mean difference", "its std"), rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", choices=("hard", "random"), help="run one arm; two processes may share the machine")
+    parser.add_argument(
+        "--arm", nargs="+", action="append", metavar=("NAME", "FIELD=VALUE"), help="default: both samplers"
+    )
+    parser.add_argument("--only", help="run one arm; two processes may share the machine")
     parser.add_argument("--runs", type=Path, default=Path("runs/animals"))
     arguments = parser.parse_args()
-    results = []
+    arms = {name: overrides or ARMS.get(name, []) for name, *overrides in arguments.arm or []} or ARMS
+    results: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in arms}
     with Console() as console:
         for seed in range(arguments.seeds):
-            for sampler in [arguments.only] if arguments.only else ("hard", "random"):
-                file = RESULTS / f"{sampler}-{seed}.json"
+            for arm in [arguments.only] if arguments.only else arms:
+                file = RESULTS / f"{arm}-{seed}.json"
                 if not file.exists():
-                    train(arguments.data, sampler, seed, arguments.runs / f"{sampler}-{seed}", console)
-                    result = measure(arguments.data, arguments.runs / f"{sampler}-{seed}", console)
+                    folder = arguments.runs / f"{arm}-{seed}"
+                    train(arguments.data, arms[arm], seed, folder, console)
                     file.parent.mkdir(parents=True, exist_ok=True)
-                    file.write_text(json.dumps(result, indent=1) + "\n")
-                results.append(json.loads(file.read_text()))
+                    file.write_text(json.dumps(measure(arguments.data, folder, console), indent=1) + "\n")
+                results[arm][seed] = json.loads(file.read_text())
     if not arguments.only:
         summarise(results)
 

@@ -23,7 +23,7 @@ HEADS = {
     "lite0": (),
     "lite0 with VGG16's head": ("detector.head={pool: max, pool_size: 7, fc: [4096, 4096], dropout: 0.5}",),
 }
-IMAGES, STEPS = 100, 400
+IMAGES, STEPS = 100, 300
 CPU = torch.device("cpu")
 
 

@@ -9,7 +9,7 @@ from steps import MEMORY
 from subjects import SIZES, FastRcnnSteps
 from timing import last_number, line, medians, operations, ratio, turns
 
-ROIS = {"lite0": (250, 500, 1000, 2000, 4000, 10_000), "vgg_cnn_m_1024": (250, 500, 1000, 2000, 4000)}
+ROIS = {"lite0": (250, 500, 1000, 2000, 4000, 10_000), "vgg_cnn_m_1024": (250, 500, 1000, 2000)}
 CHANGES: dict[str, Iterable[tuple[str, dict[str, Any]]]] = {
     "RoIs that train": [(str(b), {"batch": b}) for b in (32, 64, 128, 256, 512)],
     "images a step": [(str(n), {"images": n, "batch": 64 * n}) for n in (1, 2, 4)],
@@ -54,7 +54,7 @@ def draw(found: dict[str, dict[str, dict[str, float]]]) -> None:
     """The ratio and its floor against R, as an SVG beside the documentation."""
     lines = {}
     for network in ROIS:
-        rows = {int(r): row for r, row in found[f"{network}: RoIs an image"].items() if int(r) <= 4000}
+        rows = {int(r): row for r, row in found[f"{network}: RoIs an image"].items() if int(r) <= 2000}
         lines[network.replace("_1024", "")] = [(r, [row["ratio"]]) for r, row in rows.items()]
         lines["its floor" if network == "lite0" else "its floor "] = [
             (r, [row["counted ratio"]]) for r, row in rows.items()

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ohem.errors import OhemError
 from ohem.losses import RoiLosses
 from ohem.models.fast_rcnn import FastRCNN
 from ohem.models.weights import load_detector
@@ -17,7 +18,9 @@ from ohem.ranking import ExactRanking, LossMemory, RememberedRanking
 from ohem.recipes.recipe import load_recipe
 from ohem.rois import Rois
 from ohem.training.loop import AnnotatedImages, new_detector, train
+from ohem.training.processes import Processes
 from ohem.training.run import Run, Sources
+from ohem.workflow import _require_together
 from shapes import make_shapes, open_shapes, small_recipe
 from test_low_rank import detector, scene
 
@@ -153,3 +156,9 @@ def test_wrong_settings_are_refused(override: str, named: str) -> None:
     with pytest.raises(Exception, match="ranking") as error:
         load_recipe("lite0", [override])
     assert named in str(error.value)
+
+
+def test_several_processes_would_each_have_a_memory_of_their_own() -> None:
+    with pytest.raises(OhemError, match="ranking: found remembered; allowed with several processes: exact, half"):
+        _require_together(load_recipe("lite0", ["ranking=remembered"]), Processes(count=2))
+    _require_together(load_recipe("lite0", ["ranking=half"]), Processes(count=2))

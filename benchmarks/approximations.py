@@ -17,7 +17,7 @@ from ohem.training.loop import AnnotatedImages, forward, new_detector, set_metho
 from ohem.training.optimizer import build_optimizer, clip, set_lr
 from ohem.workflow import open_dataset, open_proposals
 from subjects import APPROXIMATIONS, SIZES, FastRcnnSteps
-from timing import last_number, line, medians, ratio, turns
+from timing import last_number, line, turns
 
 HEADS = {
     "lite0": (),
@@ -30,18 +30,22 @@ CPU = torch.device("cpu")
 def measure_savings(network: str, repeats: int, memory_script: str) -> dict[str, dict[str, float]]:
     """Time of an OHEM step with each approximation over FRCN's, and peak memory.
 
-    The passes that are exact fall between those measured; with them counted in: ``with refresh``.
+    Passes over all RoIs, which some make now and then, fall between those measured; ``refreshed`` counts them in.
     """
     height, width, rois = SIZES[network]
     steps = FastRcnnSteps(network, rois, (height, width))
     works = {"FRCN": lambda: steps.step("FRCN"), "exact": lambda: steps.step("OHEM"), **steps.approximate_steps()}
-    seconds = turns(works, repeats)
+    found = turns(works, repeats)
     rows = {}
-    for name, value in medians(seconds).items():
+    for name, value in found.seconds().items():
+        rows[name] = {"seconds": value, **found.ratios(name, "FRCN")}
         every = getattr(APPROXIMATIONS.get(name), "refresh", 0)
-        own, exact = ratio(seconds, name, "FRCN"), ratio(seconds, "exact", "FRCN")
-        whole = own + (exact - own) / every if every else own
-        rows[name] = {"seconds": value, "time ratio": own, "with refresh": whole}
+        if every:
+            whole = found.ratios("half" if "bfloat16" in name else "exact", "FRCN")
+            rows[name] |= {
+                f"{what}, refreshed": own + (whole[what] - own) / every
+                for what, own in found.ratios(name, "FRCN").items()
+            }
         if name in APPROXIMATIONS:
             rows[name]["memory, GB"] = last_number(memory_script, [network, name])
         print(line(f"{network} {name}", rows[name]))

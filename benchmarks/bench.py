@@ -6,7 +6,14 @@
 
 Works take turns, so that ratios hold on a machine that is not quiet; figures are medians of ``--repeats``. Each part
 leaves ``results/PART.json``, and keeps there what it does not measure anew. How long they take is in README.md.
+
+CPU ratios are of the CPU time of all threads, which do not spin while they wait for each other; they hold where other
+processes take the cores away, too.
 """
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported
 
 import argparse
 import json

@@ -7,7 +7,7 @@ from typing import Any
 from ohem.studies.chart import line_chart
 from steps import MEMORY
 from subjects import SIZES, FastRcnnSteps
-from timing import last_number, line, medians, operations, ratio, turns
+from timing import last_number, line, operations, turns
 
 ROIS = {"lite0": (250, 500, 1000, 2000, 4000, 10_000), "vgg_cnn_m_1024": (250, 500, 1000, 2000)}
 CHANGES: dict[str, Iterable[tuple[str, dict[str, Any]]]] = {
@@ -46,8 +46,8 @@ def _against_rois(network: str, repeats: int) -> dict[str, dict[str, float]]:
 
 
 def _ratio_of(steps: FastRcnnSteps, repeats: int) -> dict[str, float]:
-    seconds = turns({form: (lambda f=form: steps.step(f)) for form in ("FRCN", "OHEM")}, repeats)  # type: ignore[misc]
-    return {**medians(seconds), "ratio": ratio(seconds, "OHEM", "FRCN")}
+    found = turns({form: (lambda f=form: steps.step(f)) for form in ("FRCN", "OHEM")}, repeats)  # type: ignore[misc]
+    return {**found.seconds(), **found.ratios("OHEM", "FRCN")}
 
 
 def draw(found: dict[str, dict[str, dict[str, float]]]) -> None:
@@ -55,11 +55,11 @@ def draw(found: dict[str, dict[str, dict[str, float]]]) -> None:
     lines = {}
     for network in ROIS:
         rows = {int(r): row for r, row in found[f"{network}: RoIs an image"].items() if int(r) <= 2000}
-        lines[network.replace("_1024", "")] = [(r, [row["ratio"]]) for r, row in rows.items()]
+        lines[network.replace("_1024", "")] = [(r, [row["CPU ratio"]]) for r, row in rows.items()]
         lines["its floor" if network == "lite0" else "its floor "] = [
             (r, [row["counted ratio"]]) for r, row in rows.items()
         ]
-    svg = line_chart(lines, "RoIs an image", "time of an OHEM step / FRCN step")
+    svg = line_chart(lines, "RoIs an image", "cost of an OHEM step / FRCN step")
     head = '<svg xmlns="http://www.w3.org/2000/svg" style="background:#fff;color:#222" '
     PLOT.write_text(svg.replace("<svg ", head, 1) + "\n")
 

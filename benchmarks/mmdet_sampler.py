@@ -32,7 +32,7 @@ from mmengine.structures import InstanceData  # noqa: E402
 import ohem.ranking  # noqa: E402
 from ohem.models.roi_head import RoIHead  # noqa: E402
 from peers import TRAINED, align_steps, choose, rois_of  # noqa: E402
-from timing import medians, ratio, turns  # noqa: E402
+from timing import turns  # noqa: E402
 
 
 def their_head(head: RoIHead, classes: int) -> StandardRoIHead:
@@ -80,11 +80,11 @@ def main() -> None:
         "MMDetection": lambda: sampler.sample(assigned, priors, truth, feats=features),
         "ours": lambda: choose(steps, features, rois),
     }
-    seconds = turns(works, repeats)
-    found = {**medians(seconds), "ratio": ratio(seconds, "MMDetection", "ours")}
+    both = turns(works, repeats)
+    found = {**both.seconds(), **both.ratios("MMDetection", "ours")}
     steps.detector.rank_by(ohem.ranking.HalfRanking())
-    seconds = turns(works, repeats)
-    print(json.dumps({**found, "ratio, ours in bfloat16": ratio(seconds, "MMDetection", "ours")}))
+    half = turns(works, repeats).ratios("MMDetection", "ours")
+    print(json.dumps({**found, **{f"{name}, ours in bfloat16": value for name, value in half.items()}}))
 
 
 if __name__ == "__main__":

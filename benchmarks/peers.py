@@ -21,7 +21,7 @@ from torchvision.ops import nms, roi_align, roi_pool
 import ohem
 from ohem.losses import roi_losses
 from subjects import SIZES, FastRcnnSteps
-from timing import line, medians, ratio, turns
+from timing import line, turns
 
 TRAINED = 64
 
@@ -31,8 +31,8 @@ def measure_peers(network: str, repeats: int, mmdet_python: Path | None) -> dict
     height, width, rois = SIZES[network]
     steps = FastRcnnSteps(network, rois, (height, width), images=1, batch=TRAINED)
     works = {"ours": lambda: steps.step("OHEM"), "loss layer": lambda: loss_layer_step(steps)}
-    seconds = turns(works, repeats)
-    found = {"step": {**medians(seconds), "ratio": ratio(seconds, "loss layer", "ours")}}
+    both = turns(works, repeats)
+    found = {"step": {**both.seconds(), **both.ratios("loss layer", "ours")}}
     print(line(f"{network}, step", found["step"]))
     if mmdet_python is None or len({layer.out_features for layer in steps.detector.head.fc}) > 1:
         print(f"{network}: MMDetection left out; it needs --mmdet-python, and its heads have layers of one width")

@@ -4,6 +4,7 @@ The floor is the ratio of the multiply-adds of convolutions and matrix products:
 OHEM, of one forward pass of the RoI head over all RoIs on top of them.
 """
 
+from statistics import median
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn.functional import linear
 
 import ohem
 from subjects import FORMS, SIZES, FastRcnnSteps, given, subject
-from timing import last_number, line, medians, operations, ratio, turns
+from timing import last_number, line, operations, turns
 
 PAPER = {"vgg16": {"OHEM": (1.75, 1.38)}, "vgg_cnn_m_1024": {"OHEM": (1.69, 1.36)}}
 """Time and memory over FRCN's, table 2."""
@@ -22,7 +23,7 @@ def measure_steps(network: str, repeats: int) -> dict[str, dict[str, float]]:
     """Time, memory and floor of a network's forms."""
     steps, forms = subject(network), FORMS[network]
     base = forms[0]
-    seconds = turns({form: (lambda f=form: steps.step(f)) for form in forms}, repeats)  # type: ignore[misc]
+    found = turns({form: (lambda f=form: steps.step(f)) for form in forms}, repeats)  # type: ignore[misc]
     memory = {form: last_number(MEMORY, [network, form]) for form in forms}
     counted = operations(lambda: steps.step(base))
     floors = {form: operations(lambda f=form: steps.step(f)) / counted for form in forms}  # type: ignore[misc]
@@ -31,19 +32,19 @@ def measure_steps(network: str, repeats: int) -> dict[str, dict[str, float]]:
     rows = {
         form: {
             "seconds": value,
-            "time ratio": ratio(seconds, form, base),
+            **found.ratios(form, base),
             "counted ratio": floors[form],
             "memory, GB": memory[form],
             "memory ratio": memory[form] / memory[base],
         }
-        for form, value in medians(seconds).items()
+        for form, value in found.seconds().items()
     }
     for form, row in rows.items():
         theirs = PAPER.get(network, {}).get(form)
         print(line(f"{network[:14]} {form}", row) + (f"; the paper: {theirs[0]}, {theirs[1]}" if theirs else ""))
     if "OHEM, loss layer" in forms:
         rows["OHEM, loss layer / OHEM"] = {
-            "time ratio": ratio(seconds, "OHEM, loss layer", "OHEM"),
+            **found.ratios("OHEM, loss layer", "OHEM"),
             "counted ratio": floors["OHEM, loss layer"] / floors["OHEM"],
         }
         print(line(f"{network[:14]} loss layer / OHEM", rows["OHEM, loss layer / OHEM"]))
@@ -72,8 +73,8 @@ def measure_ranking(network: str, repeats: int) -> dict[str, float]:
     def rank_and_choose() -> None:
         ohem.HardSampler(rois_per_image=64)(labelled, given(detector.rank(features, labelled)), steps.rng)
 
-    seconds = turns({"matrix products": products, "ranking": rank_and_choose}, repeats)
-    found = {**medians(seconds), "ratio": ratio(seconds, "ranking", "matrix products")}
+    both = turns({"matrix products": products, "ranking": rank_and_choose}, repeats)
+    found = {**both.seconds(), **both.ratios("ranking", "matrix products")}
     found["different RoIs"] = len(head.distinct(labelled[0].boxes)[0]) / len(labelled[0])
     print(line(f"{network}, {rois} RoIs", found))
     return found
@@ -83,7 +84,7 @@ def measure_shares(network: str, repeats: int) -> dict[str, float]:
     """The parts of an OHEM step, as shares."""
     steps: Any = subject(network)
     runs = [steps.parts() for _ in range(repeats + 1)][1:]
-    middle = medians({name: [run[name] for run in runs] for name in runs[0]})
+    middle = {name: median(run[name] for run in runs) for name in runs[0]}
     whole = sum(middle.values())
     shares = {name: value / whole for name, value in middle.items()}
     print(line(f"{network}, {whole:.2f} s", shares))

@@ -1,6 +1,6 @@
 """What is measured: training steps of detectors on random images, boxes and weights; arithmetic does not depend on them.
 
-python benchmarks/subjects.py NETWORK FORM [ROIS]   # the peak memory of three steps, in GB
+python benchmarks/subjects.py NETWORK FORM [ROIS]   # the peak memory of two steps, in GB
 """
 
 import resource
@@ -218,7 +218,7 @@ def main() -> None:
     if rois and isinstance(steps, FastRcnnSteps):
         steps.rois = int(rois[0])
     work = steps.approximate_steps()[form] if form in APPROXIMATIONS else lambda: steps.step(form)
-    for _ in range(3):
+    for _ in range(2):  # the second has the optimizer's state
         work()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 

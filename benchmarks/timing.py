@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,25 +13,43 @@ Work = Callable[[], object]
 Seconds = dict[str, list[float]]
 
 
-def turns(works: Mapping[str, Work], repeats: int) -> Seconds:
-    """Seconds of each work, ``repeats`` times, taking turns; a first time for each is not counted."""
-    seconds: Seconds = {name: [] for name in works}
+@dataclass(frozen=True)
+class Turns:
+    """Seconds of works that took turns.
+
+    Attributes:
+        clock: by the clock.
+        cpu: of all threads of this process: what other processes take away does not count.
+    """
+
+    clock: Seconds
+    cpu: Seconds
+
+    def seconds(self) -> dict[str, float]:
+        """Of each work, the median by the clock."""
+        return {name: median(values) for name, values in self.clock.items()}
+
+    def ratios(self, name: str, base: str) -> dict[str, float]:
+        """Medians of the ratios of the turns."""
+        return {"ratio": _ratio(self.clock, name, base), "CPU ratio": _ratio(self.cpu, name, base)}
+
+
+def turns(works: Mapping[str, Work], repeats: int) -> Turns:
+    """Each work ``repeats`` times, taking turns; a first time for each is not counted."""
+    clock: Seconds = {name: [] for name in works}
+    cpu: Seconds = {name: [] for name in works}
     for repeat in range(repeats + 1):
         for name, work in works.items():
-            start = time.perf_counter()
+            start, start_cpu = time.perf_counter(), time.process_time()
             work()
             if repeat:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+                cpu[name].append(time.process_time() - start_cpu)
+                clock[name].append(time.perf_counter() - start)
+    return Turns(clock, cpu)
 
 
-def ratio(seconds: Seconds, name: str, base: str) -> float:
-    """Median of the ratios of the turns."""
+def _ratio(seconds: Seconds, name: str, base: str) -> float:
     return median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
-
-
-def medians(seconds: Seconds) -> dict[str, float]:
-    return {name: median(values) for name, values in seconds.items()}
 
 
 def operations(work: Work) -> float:

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from evaluation import measure_evaluation
 from peers import loss_layer_step, rois_of
 from subjects import APPROXIMATIONS, FastRcnnSteps
-from timing import operations, ratio, turns
+from timing import Turns, operations, turns
 
 
 def small_steps(*overrides: str) -> FastRcnnSteps:
@@ -63,10 +63,11 @@ def test_operations_are_those_of_the_matrix_products() -> None:
 
 def test_works_take_turns_and_the_first_is_not_counted() -> None:
     order: list[str] = []
-    seconds = turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
+    found = turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
     assert order == list("ababab")
-    assert [len(each) for each in seconds.values()] == [2, 2]
-    assert ratio({"x": [2.0, 9.0, 4.0], "y": [1.0, 3.0, 4.0]}, "x", "y") == 2.0
+    assert [len(each) for each in (*found.clock.values(), *found.cpu.values())] == [2, 2, 2, 2]
+    seconds = {"x": [2.0, 9.0, 4.0], "y": [1.0, 3.0, 4.0]}
+    assert Turns(seconds, {"x": [1.0], "y": [4.0]}).ratios("x", "y") == {"ratio": 2.0, "CPU ratio": 0.25}
 
 
 def test_both_evaluations_agree() -> None:

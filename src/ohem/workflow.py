@@ -26,8 +26,8 @@ from ohem.models.spec import AnyDetectorSpec, ProposalSpec
 from ohem.models.weights import load_detector
 from ohem.proposals.cache import ProposalCache, ProposalSetting, default_cache_path, make_proposals
 from ohem.proposals.imports import load_proposals, validate_proposals
-from ohem.ranking import LowRankRanking
-from ohem.recipes.recipe import DataSpec, Recipe, override_spec
+from ohem.ranking import LowRankRanking, RememberedRanking
+from ohem.recipes.recipe import RANKINGS, DataSpec, Recipe, override_spec
 from ohem.training.loop import AnnotatedImages, Observer, new_detector
 from ohem.training.loop import train as train_loop
 from ohem.training.processes import Processes
@@ -220,8 +220,9 @@ def _require_together(recipe: Recipe, processes: Processes) -> None:
         raise OhemError(
             "sampler.cap: found batch; allowed with several processes: image, since each ranks its own images"
         )
-    if processes.count > 1 and isinstance(recipe.ranking, LowRankRanking):
-        raise OhemError("ranking: found low_rank; allowed with several processes: exact")
+    if processes.count > 1 and isinstance(recipe.ranking, LowRankRanking | RememberedRanking):
+        kind = RANKINGS.write(recipe.ranking)["kind"]  # each process would have a state of its own
+        raise OhemError(f"ranking: found {kind}; allowed with several processes: exact, half")
 
 
 def _open_all(

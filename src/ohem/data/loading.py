@@ -42,7 +42,8 @@ class Sample:
         id: of the record.
         image: (3, H, W) uint8 RGB.
         proposals: (P, 4) float32.
-        target: ``boxes`` (G, 4) float32, ``labels`` (G,) int64, ``difficult`` and ``crowd`` (G,) bool.
+        target: ``boxes`` (G, 4) float32, ``labels`` (G,) int64, ``difficult`` and ``crowd`` (G,) bool, and of
+            :class:`Samples` ``image_id``, the index of the record.
         scale: (x, y) factors from the original image to this one.
     """
 
@@ -117,7 +118,7 @@ class Samples(Dataset[Any]):
         record = self.records[draw.index]
         try:
             proposals = self.proposals[record.id]
-            return make_sample(
+            sample = make_sample(
                 record,
                 proposals,
                 self.spec,
@@ -127,6 +128,8 @@ class Samples(Dataset[Any]):
             )
         except OhemError as error:
             return error
+        sample.target["image_id"] = torch.tensor(draw.index)
+        return sample
 
 
 def load_batches(samples: Samples, batches: Sequence[Sequence[Draw]], workers: int) -> Iterator[list[Sample]]:

@@ -57,7 +57,7 @@ def save_detector(path: Path, detector: FastRCNN, spec: AnyDetectorSpec, classes
     state = {
         key: value.detach().cpu().contiguous()
         for key, value in detector.state_dict().items()
-        if not key.startswith("thin_head.")  # of the run
+        if not key.startswith(("thin_head.", "loss_memory."))  # of the run
     }
     mean, std = state["delta_mean"].flatten(), state["delta_std"].flatten()
     state["head.bbox_pred.weight"] = state["head.bbox_pred.weight"] * std[:, None]

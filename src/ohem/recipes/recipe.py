@@ -24,7 +24,7 @@ from pydantic import (
 
 from ohem.errors import OhemError
 from ohem.models.spec import DETECTORS, TORCHVISION_KINDS, AnyDetectorSpec, DetectorSpec, Spec, TorchvisionSpec
-from ohem.ranking import ExactRanking, LowRankRanking, Ranking
+from ohem.ranking import ExactRanking, HalfRanking, LowRankRanking, Ranking, RememberedRanking
 from ohem.reweighting import FocalLoss, GradientHarmonized, LogLoss, Reweighting
 from ohem.rivals import IoUBalancedSampler, QuotaSampler, RankSampler, StratifiedSampler
 from ohem.samplers import AllSampler, HardSampler, RandomSampler, Sampler
@@ -87,7 +87,9 @@ SAMPLERS: Kinds[Sampler] = Kinds(
 )
 LOSSES: Kinds[Reweighting] = Kinds({"log": LogLoss, "focal": FocalLoss, "ghm": GradientHarmonized})
 
-RANKINGS: Kinds[Ranking] = Kinds({"exact": ExactRanking, "low_rank": LowRankRanking})
+RANKINGS: Kinds[Ranking] = Kinds(
+    {"exact": ExactRanking, "half": HalfRanking, "low_rank": LowRankRanking, "remembered": RememberedRanking}
+)
 
 SamplerField = Annotated[Sampler, PlainValidator(SAMPLERS.read), PlainSerializer(SAMPLERS.write)]
 LossField = Annotated[Reweighting, PlainValidator(LOSSES.read), PlainSerializer(LOSSES.write)]
@@ -214,8 +216,8 @@ class Recipe(Spec):
             ``ghm``; with options: ``{kind: focal, gamma: 1.0}``.
         mining: ``read_only`` or ``loss_layer``, the two forms of section 4.2 with the same gradients: see
             :class:`ohem.models.fast_rcnn.FastRCNN`. The second is slower, and there to compare.
-        ranking: of the read-only pass: ``exact``, or ``low_rank`` for less time, with options: see
-            :class:`ohem.ranking.LowRankRanking`.
+        ranking: of the read-only pass: ``exact``, or for less time ``half``, ``low_rank`` or ``remembered``, with
+            options: see :mod:`ohem.ranking`.
         data: see :class:`DataSpec`.
         optimizer: see :class:`OptimizerSpec`.
         schedule: see :class:`ScheduleSpec`.
@@ -261,14 +263,29 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _only_the_read_only_pass_is_approximated(self) -> "Recipe":
-        if self.mining == "loss_layer" and isinstance(self.ranking, LowRankRanking):
-            raise ValueError("ranking: found low_rank; allowed with mining loss_layer: exact")
+        if self.mining == "loss_layer" and not isinstance(self.ranking, ExactRanking):
+            kind = RANKINGS.write(self.ranking)["kind"]
+            raise ValueError(f"ranking: found {kind}; allowed with mining loss_layer: exact")
+        return self
+
+    @model_validator(mode="after")
+    def _one_precision_for_ranking(self) -> "Recipe":
+        own = getattr(self.ranking, "precision", "float32")
+        if own != "float32" and self.precision != "float32":
+            where, allowed = (
+                ("kind: found half", "exact")
+                if isinstance(self.ranking, HalfRanking)
+                else (f"precision: found {own}", "float32")
+            )
+            raise ValueError(f"ranking.{where}; allowed with precision {self.precision}, which ranks too: {allowed}")
         return self
 
     @model_validator(mode="after")
     def _what_the_detector_has(self) -> "Recipe":
         if isinstance(self.detector, TorchvisionSpec) and isinstance(self.ranking, LowRankRanking):
-            raise ValueError("ranking: found low_rank; allowed for torchvision's detectors: exact")
+            raise ValueError("ranking: found low_rank; allowed for torchvision's detectors: exact, half")
+        if isinstance(self.ranking, RememberedRanking) and self.detector.given_proposals is None:
+            raise ValueError("ranking: found remembered; allowed where proposals are new in every step: others")
         if self.rpn_sampler is None:
             return self
         kind = SAMPLERS.write(self.rpn_sampler)["kind"]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ohem.models.weights import load_detector
     from ohem.pictures import detect_pictures
     from ohem.recipes.recipe import Recipe, load_recipe
+    from ohem.report.report import make_report
     from ohem.reweighting import FocalLoss, GradientHarmonized
     from ohem.rivals import IoUBalancedSampler, QuotaSampler, RankSampler, StratifiedSampler
     from ohem.rois import Rois, label_rois
@@ -51,6 +52,7 @@ _HOME = {
     "load_dataset": "data.sources",
     "load_detector": "models.weights",
     "load_recipe": "recipes.recipe",
+    "make_report": "report.report",
     "remove_sampler": "torchvision_models",
     "replay": "training.replay",
     "resume": "workflow",
@@ -87,6 +89,7 @@ __all__ = [
     "load_dataset",
     "load_detector",
     "load_recipe",
+    "make_report",
     "remove_sampler",
     "replay",
     "resume",

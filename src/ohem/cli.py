@@ -47,6 +47,7 @@ NEXT = """[bold]ohem[/bold] trains region-based object detectors on hard example
   [cyan]ohem train[/cyan] lite0 --data MY_DATA@train            proposals, training
   [cyan]ohem evaluate[/cyan] runs/lite0 --data MY_DATA@test     average precision
   [cyan]ohem detect[/cyan] runs/lite0 photos/                   pictures with boxes drawn
+  [cyan]ohem report[/cyan] runs/lite0                           a page of what it learned and got wrong
 
   [cyan]ohem COMMAND --help[/cyan] explains the rest."""
 
@@ -281,6 +282,33 @@ def evaluate(
     console.table("VOC AP at IoU 0.5, %", ("class", "11-point", "area", "objects"), percent)
     console.table("COCO, %", ("", ""), [(name, f"{100 * value:.1f}") for name, value in result.coco.numbers.items()])
     console.say(f"metrics and detections are in {result.folder}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs; the others are compared with the first.")],
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help="What they were evaluated on, where they do not say.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The new page; default: report.html in the run.")] = None,
+    images: Annotated[
+        int, typer.Option(min=0, help="Training images searched for the hardest regions of each run; 0: all.")
+    ] = 300,
+    device: Device = None,
+    workers: Workers = 1,
+) -> None:
+    """Look at runs: one HTML page on learning, mining, accuracy, errors, cost, with pictures of what is hard.
+
+    Examples: [cyan]ohem report runs/lite0[/cyan],
+    [cyan]ohem report runs/random runs/hard --out both.html[/cyan]
+    """
+    from ohem.report.report import make_report
+
+    with Console() as console:
+        page = make_report(
+            runs, data=data or [], out=out, most_images=images, device=device, workers=workers, reporter=console
+        )
+    console.say(f"page: {page}")
 
 
 @app.command()

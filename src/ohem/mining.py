@@ -4,13 +4,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ohem.data.dataset import ImageRecord, Proposals
-from ohem.data.loading import Draw, Samples, load_batches
+from ohem.data.loading import Draw, Sample, Samples, load_batches
 from ohem.losses import RoiLosses
 from ohem.models.fast_rcnn import FastRCNN
 from ohem.models.spec import DetectorSpec
 from ohem.rois import Rois
+
+Classify = Callable[[Tensor], Tensor]
+"""(K, 4) boxes in pixels of the original image -> (K, C + 1) class probabilities, background first."""
+
+
+def _forgotten(boxes: Tensor) -> Tensor:
+    raise ValueError("classify: found an image without features; allowed: one that score_images yielded last")
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,11 +29,13 @@ class ScoredImage:
         record: the image.
         rois: labelled; boxes in pixels of the original image, xyxy, 0-based half-open.
         losses: of each, without dropout.
+        classify: what the detector takes boxes of this image for.
     """
 
     record: ImageRecord
     rois: Rois
     losses: RoiLosses
+    classify: Classify = _forgotten
 
 
 def score_images(
@@ -57,11 +67,23 @@ def score_images(
         target = {name: value.to(device) for name, value in sample.target.items()}
         rois = detector.label(sample.proposals.to(device), target)
         with torch.inference_mode():
-            losses = detector.rank(detector.features([sample.image.to(device)]), [rois], dropout=False)[0]
+            features = detector.features([sample.image.to(device)])
+            losses = detector.rank(features, [rois], dropout=False)[0]
         rois.boxes = rois.boxes / rois.boxes.new_tensor([*sample.scale, *sample.scale])
-        yield ScoredImage(record, rois, losses)
+        yield ScoredImage(record, rois, losses, _classifier(detector, features[0], sample))
         if progress:
             progress(done, len(records))
+
+
+def _classifier(detector: FastRCNN, features: Tensor, sample: Sample) -> Classify:
+    size = (sample.image.shape[1], sample.image.shape[2])
+
+    def classify(boxes: Tensor) -> Tensor:
+        with torch.inference_mode():
+            scaled = boxes.to(features.device) * boxes.new_tensor([*sample.scale, *sample.scale])
+            return detector.score_rois(features, scaled, size)[0]
+
+    return classify
 
 
 def mean_loss(images: Iterator[ScoredImage]) -> float:

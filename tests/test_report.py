@@ -16,7 +16,7 @@ import ohem
 from ohem.data.dataset import ImageRecord
 from ohem.errors import OhemError
 from ohem.report.gallery import Outline, Sketch, make_gallery, spread
-from ohem.report.log_charts import _returns
+from ohem.report.log_charts import returned_shares
 from ohem.report.report import make_report
 from ohem.report.svg import Bar, Line, bar_chart, layer_chart, line_chart, nice_step
 from shapes import CLASSES, make_shapes, small_recipe
@@ -69,7 +69,7 @@ def test_regions_come_back_when_they_trained_the_last_time_too() -> None:
         {"iteration": 3},
         {"iteration": 4, "mined": {"followed": [["a", [2, 3]], ["b", [7]]]}},
     ]
-    assert _returns(log) == ([2.0, 4.0], [25.0, 50.0])
+    assert returned_shares(log) == ([2.0, 4.0], [25.0, 50.0])
 
 
 def sketch(folder: Path, label: str = "cat", size: tuple[int, int] = (100, 50)) -> Sketch:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ohem.models.weights import load_detector
     from ohem.pictures import detect_pictures
     from ohem.recipes.recipe import Recipe, load_recipe
+    from ohem.report.inspection import inspect_annotations
     from ohem.report.report import make_report
     from ohem.reweighting import FocalLoss, GradientHarmonized
     from ohem.rivals import IoUBalancedSampler, QuotaSampler, RankSampler, StratifiedSampler
@@ -48,6 +49,7 @@ _HOME = {
     "detect_pictures": "pictures",
     "evaluate": "workflow",
     "hard_examples": "samplers",
+    "inspect_annotations": "report.inspection",
     "label_rois": "rois",
     "load_dataset": "data.sources",
     "load_detector": "models.weights",
@@ -85,6 +87,7 @@ __all__ = [
     "detect_pictures",
     "evaluate",
     "hard_examples",
+    "inspect_annotations",
     "label_rois",
     "load_dataset",
     "load_detector",

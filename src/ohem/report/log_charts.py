@@ -81,11 +81,12 @@ def mined_charts(run: ReportedRun) -> list[Chart]:
 
 def return_chart(runs: Sequence[ReportedRun]) -> Chart:
     """How many of an image's RoIs are the same as when it came last, over the images that the log follows."""
-    lines = [Line(run.name, *_returns(run.windows()), run.colour) for run in runs]
+    lines = [Line(run.name, *returned_shares(run.windows()), run.colour) for run in runs]
     return Chart("RoIs that trained the last time too, %", line_chart(lines, "iteration"))
 
 
-def _returns(windows: Sequence[Record]) -> tuple[list[float], list[float]]:
+def returned_shares(windows: Sequence[Record]) -> tuple[list[float], list[float]]:
+    """Iterations, and the mean share, in %, of RoIs that trained the last time their image came, too."""
     last: dict[Any, set[int]] = {}
     xs, ys = [], []
     for group in _binned(windows):

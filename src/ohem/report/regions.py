@@ -72,23 +72,21 @@ def hardest_regions(
         wanted = run.recipe.data.model_copy(update={"classes": classes})
         sources = run.run.sources()
         dataset = open_dataset(sources.train, wanted, reporter)
-        proposals = open_proposals(dataset, sources.proposals, spec.proposals, workers, reporter)
+        drawn = draw_count(dataset, most_images)
+        proposals = open_proposals(drawn, sources.proposals, spec.proposals, workers, reporter)
     except OhemError as error:
         return [], str(error).splitlines()[0]
-    records = draw_count(dataset, most_images).records
     images = score_images(
         detector.to(pick_device(device)),
         spec,
-        records,
+        drawn.records,
         proposals,
         workers=workers,
         progress=lambda done, total: reporter.progress(f"losses of {run.name}", done, total),
     )
     found = [region for image in images for region in hard_regions(image, PER_IMAGE)]
     told = (
-        f"{len(records)} of the {len(dataset)} training images"
-        if len(records) < len(dataset)
-        else "all training images"
+        "all training images" if len(drawn) == len(dataset) else f"{len(drawn)} of the {len(dataset)} training images"
     )
     return sorted(found, key=lambda region: -region.loss), f"The hardest regions of {told}, under {file.name}."
 

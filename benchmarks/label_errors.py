@@ -27,7 +27,7 @@ import ohem
 from ohem.console import Console
 from ohem.data.dataset import DetectionDataset, ImageRecord
 from ohem.data.sources import load_dataset
-from ohem.files import write_atomically
+from ohem.files import atomic_writer, write_atomically
 from ohem.models.weights import load_detector
 from ohem.recipes.recipe import DataSpec
 from ohem.report.evidence import Evidence, gather_evidence
@@ -38,6 +38,7 @@ from ohem.workflow import open_dataset, open_proposals
 
 CLASSES = ("cat", "cow", "dog", "horse", "person", "sheep")
 RESULTS = Path(__file__).parent / "results" / "label_errors"
+EVIDENCE = ("probabilities", "boxes", "scores", "labels")
 SHARE = 0.05
 CLEANLAB = {"cleanlab": None, "cleanlab, high probability from 0.5": 0.5}
 KINDS = ("removed", "class changed", "shifted", "invented")
@@ -275,6 +276,22 @@ def _as_predictions(e: Evidence) -> NDArray[Any]:
     return predictions
 
 
+def save_evidence(path: Path, evidence: Sequence[Evidence]) -> None:
+    """Keep what took longest, so that another way of judging needs no detector."""
+    columns = {name: np.concatenate([getattr(e, name) for e in evidence]) for name in EVIDENCE}
+    with atomic_writer(path) as file:
+        np.savez_compressed(file, counts=[len(e.labels) for e in evidence], **columns)
+
+
+def load_evidence(path: Path, dataset: DetectionDataset) -> list[Evidence]:
+    with np.load(path) as kept:
+        found = np.cumsum(kept["counts"])[:-1]
+        annotated = np.cumsum([len(record.labels) for record in dataset.records])[:-1]
+        cuts = {name: annotated if name == "probabilities" else found for name in EVIDENCE}
+        parts = [np.split(kept[name], cuts[name]) for name in EVIDENCE]
+    return [Evidence(record, *rest) for record, *rest in zip(dataset.records, *parts, strict=True)]
+
+
 def run_seed(data: Path, runs: Path, seed: int, recipe: str, workers: int, console: Console) -> dict[str, Any]:
     """Plant, train, ask and judge."""
     planted, folder = runs / f"data-{seed}", runs / f"{recipe}-{seed}"
@@ -289,7 +306,11 @@ def run_seed(data: Path, runs: Path, seed: int, recipe: str, workers: int, conso
     _, spec, _ = load_detector(run.weights_file)
     dataset = open_dataset(sources.train, DataSpec(classes=CLASSES, other_classes="drop"), console)
     boxes = open_proposals(dataset, sources.proposals, spec.proposals, 1, console)
-    evidence = gather_evidence([run.weights_file], dataset, boxes, device="cpu", workers=workers, reporter=console)
+    kept = runs / f"evidence-{recipe}-{seed}.npz"
+    if not kept.exists():
+        gathered = gather_evidence([run.weights_file], dataset, boxes, device="cpu", workers=workers, reporter=console)
+        save_evidence(kept, gathered)
+    evidence = load_evidence(kept, dataset)
     records = {record.id: record for record in dataset.records}
     result = {
         "seed": seed,

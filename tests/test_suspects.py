@@ -29,35 +29,37 @@ def test_a_detection_is_missing_as_far_as_no_annotation_explains_it() -> None:
 
 def test_a_class_is_wrong_as_far_as_another_is_likelier() -> None:
     probabilities = np.array([[0.1, 0.7, 0.2], [0.1, 0.2, 0.7], [0.8, 0.1, 0.1]])
-    scores, best = class_scores(probabilities, np.array([CAT, CAT, DOG]))
+    scores, best = class_scores(probabilities, np.array([CAT, CAT, DOG]), np.zeros(3))
     assert scores == pytest.approx([0, 0.5, 0])
     assert best.tolist() == [DOG, DOG, CAT]
+    assert class_scores(probabilities, np.array([CAT, CAT, DOG]), np.full(3, 0.8))[0] == pytest.approx([0, 0.1, 0])
 
 
 @pytest.mark.parametrize(
     ("iou", "same", "score", "rival"),
     [
-        ([0.35], [True], 0.72, 0),  # its class, beside it
+        ([0.35], [True], 0.36, 0),  # its class, beside it
         ([0.35], [False], 0, -1),  # another class
         ([0.55], [True], 0, -1),  # its own
         ([0.05], [True], 0, -1),  # does not touch
-        ([0.35, 0.65], [True, True], 0.36, 0),  # another that is its own, of 0.5
     ],
 )
 def test_a_place_is_wrong_as_far_as_a_detection_beside_it_is_right(
     iou: list[float], same: list[bool], score: float, rival: int
 ) -> None:
-    scores, best = place_scores(np.array([iou]), np.array([same]), np.array([0.9, 0.5])[: len(iou)], np.array([0.8]))
+    scores, best = place_scores(np.array([iou]), np.array([same]), np.array([0.9]), np.array([0.8]), np.array([0.5]))
     assert scores == pytest.approx([score])
     assert best.tolist() == [rival]
 
 
 def test_a_detection_of_one_annotation_is_no_rival_of_its_neighbour() -> None:
     iou = np.array([[0.35], [0.8]])
-    scores, best = place_scores(iou, np.ones((2, 1), np.bool_), np.array([0.9]), np.ones(2))
+    scores, best = place_scores(iou, np.ones((2, 1), np.bool_), np.array([0.9]), np.ones(2), np.zeros(2))
     assert scores.tolist() == [0, 0]
     assert best.tolist() == [-1, -1]
-    assert place_scores(np.zeros((2, 0)), np.zeros((2, 0), np.bool_), np.zeros(0), np.ones(2))[1].tolist() == [-1, -1]
+    assert place_scores(np.zeros((2, 0)), np.zeros((2, 0), np.bool_), np.zeros(0), np.ones(2), np.zeros(2))[
+        1
+    ].tolist() == [-1, -1]
 
 
 def test_nothing_is_where_the_class_loss_is_large_and_no_detection_near() -> None:

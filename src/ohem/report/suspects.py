@@ -20,7 +20,7 @@ KINDS = ("missing box", "wrong class", "badly placed", "spurious box")
 Fix = Literal["add", "relabel", "move", "remove"]
 
 FOUND = 0.5
-"""Overlap from which a detection is of an annotated object."""
+"""Overlap from which a detection is of an annotated object; if it is of its class too, it belongs to the annotation."""
 
 TOUCHING = 0.1
 """Overlap from which a detection has to do with an annotated box."""
@@ -72,24 +72,26 @@ def missing_scores(iou: Floats, inside: Floats, scores: Floats) -> Floats:
     return missing
 
 
-def class_scores(probabilities: Floats, labels: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int64]]:
+def class_scores(probabilities: Floats, labels: NDArray[np.int64], support: Floats) -> tuple[Floats, NDArray[np.int64]]:
     """How likely each annotation has the wrong class, and the right one.
 
-    The probability of the likeliest other class, less that of the annotated one; 0 where it is not more.
+    The probability of the likeliest other class, less that of the annotated one (0 where it is not more), as far as no
+    detection belongs to the annotation.
 
     Args:
         probabilities: (G, C + 1) of the annotated boxes, background first.
         labels: (G,) 1..C.
+        support: (G,) the highest score of a detection that belongs to the annotation.
     """
     rows = np.arange(len(labels))
     others = probabilities.copy()
     others[:, 0] = others[rows, labels] = -1
     best = others.argmax(axis=1)
-    return np.maximum(others[rows, best] - probabilities[rows, labels], 0), best
+    return np.maximum(others[rows, best] - probabilities[rows, labels], 0) * (1 - support), best
 
 
 def place_scores(
-    iou: Floats, same: NDArray[np.bool_], scores: Floats, background: Floats
+    iou: Floats, same: NDArray[np.bool_], scores: Floats, background: Floats, support: Floats
 ) -> tuple[Floats, NDArray[np.int64]]:
     """How likely each annotated box is in the wrong place, and the detection that is in the right one (-1: none).
 
@@ -101,10 +103,10 @@ def place_scores(
         same: (G, D) whether they are of one class.
         scores: (D,) of the detections.
         background: (G,) probability that there is nothing in the annotated boxes.
+        support: (G,) the highest score of a detection that belongs to the annotation.
     """
-    belongs = same & (iou >= FOUND)
-    support = np.where(belongs, scores, 0).max(axis=1, initial=0.0)
-    rivals = np.where(same & ~belongs.any(axis=0) & (iou >= TOUCHING), scores, 0)
+    taken = (same & (iou >= FOUND)).any(axis=0)
+    rivals = np.where(same & ~taken & (iou >= TOUCHING), scores, 0)
     if not rivals.shape[1]:
         return np.zeros(len(iou)), np.full(len(iou), -1)
     best = rivals.argmax(axis=1)
@@ -112,7 +114,7 @@ def place_scores(
     return place, np.where(place > 0, best, -1)
 
 
-def spurious_scores(probabilities: Floats, labels: NDArray[np.int64], support: Floats) -> Floats:
+def spurious_scores(probabilities: Floats, labels: NDArray[np.int64], touching: Floats) -> Floats:
     """How likely there is nothing in each annotated box: background with a large class loss, and no detection.
 
     The loss tells more than the probability of background, which is near 1 for small objects too: training has seen
@@ -121,10 +123,10 @@ def spurious_scores(probabilities: Floats, labels: NDArray[np.int64], support: F
     Args:
         probabilities: (G, C + 1) of the annotated boxes, background first.
         labels: (G,) 1..C.
-        support: (G,) the highest score of a detection of any class that touches the box.
+        touching: (G,) the highest score of a detection of any class that touches the box.
     """
     loss = -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12))
-    spurious: Floats = probabilities[:, 0] * (1 - np.exp(-loss / LOSS_SCALE)) * (1 - support)
+    spurious: Floats = probabilities[:, 0] * (1 - np.exp(-loss / LOSS_SCALE)) * (1 - touching)
     return spurious
 
 
@@ -161,10 +163,12 @@ def _annotated(e: Evidence) -> list[tuple[Suspect, ...]]:
     """For each annotation that counts, what it would be as a suspect of each kind but the first."""
     record, labels = e.record, e.record.labels
     iou = pairwise_iou(record.boxes, e.boxes)
-    support = np.where(iou >= TOUCHING, e.scores, 0).max(axis=1, initial=0.0)
-    by_class, other = class_scores(e.probabilities, labels)
-    by_place, rival = place_scores(iou, labels[:, None] == e.labels, e.scores, e.probabilities[:, 0])
-    spurious = spurious_scores(e.probabilities, labels, support)
+    same = labels[:, None] == e.labels
+    support = np.where(same & (iou >= FOUND), e.scores, 0).max(axis=1, initial=0.0)
+    touching = np.where(iou >= TOUCHING, e.scores, 0).max(axis=1, initial=0.0)
+    by_class, other = class_scores(e.probabilities, labels, support)
+    by_place, rival = place_scores(iou, same, e.scores, e.probabilities[:, 0], support)
+    spurious = spurious_scores(e.probabilities, labels, touching)
     suspects: list[tuple[Suspect, ...]] = []
     for row in np.flatnonzero(~(record.difficult | record.crowd)).tolist():
         box, label = record.boxes[row], int(labels[row])

@@ -119,6 +119,7 @@ def test_the_coco_file_opens_and_holds_annotations_and_proposals(found: Inspecti
     added = next(one for one in proposed if one["attributes"]["fix"] == "add")
     assert names[added["category_id"]] in ("disc", "square", "triangle")
     assert [one["suspect"] for one in (a["attributes"] for a in annotations) if one.get("suspect")]
+    assert all((run.parent / "planted/JPEGImages" / image["file_name"]).is_file() for image in coco.dataset["images"])
     assert len(read_coco(file, run.parent / "planted" / "JPEGImages")) == len({one.record.id for one in shown})
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,10 @@ def save_coco(path: Path, suspects: Sequence[Suspect], dataset: DetectionDataset
 
     An annotation that is suspect, and a box that is proposed in its place, say so in ``attributes``: ``suspect`` (the
     kind), ``score``, ``fix`` and ``proposed``. Deleting the wrong one of each pair in an annotation tool leaves mended
-    annotations. Images and annotations are numbered from 1, since tools want integers; file names are the data set's.
+    annotations. Images and annotations are numbered from 1, since tools want integers; file names are relative to the
+    folder that all of the data set's images lie in.
     """
+    home = os.path.commonpath([record.path.parent for record in dataset.records])
     records = list({one.record.id: one.record for one in suspects}.values())
     of_image: dict[Any, list[Suspect]] = {record.id: [] for record in records}
     for one in suspects:
@@ -47,7 +50,7 @@ def save_coco(path: Path, suspects: Sequence[Suspect], dataset: DetectionDataset
         for entry in _entries(record, of_image[record.id], dataset.category_ids):
             annotations.append({"id": len(annotations) + 1, "image_id": number, **entry})
     images = [
-        {"id": number, "file_name": record.path.name, "width": record.width, "height": record.height}
+        {"id": number, "file_name": _within(home, record.path), "width": record.width, "height": record.height}
         for number, record in enumerate(records, start=1)
     ]
     categories = [{"id": i, "name": name} for i, name in zip(dataset.category_ids, dataset.classes, strict=True)]
@@ -77,6 +80,10 @@ def _entry(box: Any, category: int, crowd: bool, attributes: dict[str, Any]) -> 
     bbox = [x1, y1, x2 - x1, y2 - y1]
     area = (x2 - x1) * (y2 - y1)
     return {"category_id": category, "bbox": bbox, "area": area, "iscrowd": int(crowd), "attributes": attributes}
+
+
+def _within(home: str, path: Path) -> str:
+    return path.relative_to(home).as_posix()
 
 
 def _numbers(box: Any) -> tuple[str, ...]:

@@ -6,7 +6,7 @@
 
 An arm is a name and overrides of the recipe; the first one named is what the others are compared with. DATA is a VOC
 folder with the splits trainval and test, and for lite0 selective-search proposals of each in
-DATA/selective_search/{trainval,test}.mat; Faster R-CNN makes its own, and trains for half as long. Runs go into
+DATA/selective_search/{trainval,test}.mat; Faster R-CNN makes its own, and trains for 800 steps. Runs go into
 runs/animals; finished ones are kept, an interrupted one is resumed, so the command may be stopped and called again. One
 small JSON a run goes into benchmarks/results/animals, those of Faster R-CNN into animals_fasterrcnn_lite0.
 """
@@ -39,7 +39,7 @@ ARMS = {
     # bg_lo 0.1 is for selective search's thousands of boxes; Faster R-CNN draws background from all proposals.
     "fasterrcnn_lite0": {"random": ["sampler={kind: random, bg_lo: 0.0}"], "hard": ["sampler=hard"]},
 }
-SETTINGS: dict[str, tuple[str, ...]] = {"lite0": (), "fasterrcnn_lite0": ("iterations=1000",)}
+SETTINGS: dict[str, tuple[str, ...]] = {"lite0": (), "fasterrcnn_lite0": ("iterations=800",)}
 
 
 def train(data: str, name: str, overrides: Sequence[str], folder: Path, console: Console) -> None:

@@ -86,6 +86,13 @@ def test_the_main_job_from_annotated_images_to_boxes_on_pictures(
     }
     assert isinstance(json.loads(Path("run/evaluation/detections.json").read_text()), list)
 
+    assert ohem("report", "run", "--workers", 0) == 0
+    assert '<h2 id="accuracy">' in Path("run/report.html").read_text()
+    assert ohem("inspect", "run", "--data", f"{data}@train", "--shown", 5, "--workers", 0) == 0
+    assert {path.name for path in Path("run/inspection").iterdir()} == {
+        f"suspects.{kind}" for kind in ("csv", "html", "json")
+    }
+
     assert (
         ohem("detect", "run", data / "JPEGImages/test_000.png", f"{data}/JPEGImages/test_00[12].png", "--workers", 0)
         == 0
@@ -211,6 +218,8 @@ def test_faults_of_annotations_and_pictures_are_told_together(
         (["data", "voc7"], "found 'voc7' (did you mean voc07?); allowed: voc07, voc12"),
         (["data", "voc07"], "found no folder; allowed: ohem data voc07 DIR"),
         (["evaluate", "nowhere", "--data", "data"], "nowhere: found no such file"),
+        (["report", "nowhere"], "nowhere: found no run.json and recipe.yaml"),
+        (["inspect", "nowhere", "--data", "data"], "nowhere: found no such file"),
         (["submit", "nowhere", "voc12", "--data", "data"], "nowhere: found no such file"),
         (["detect", "data", "x.jpg"], "data: found no run.json"),
     ],

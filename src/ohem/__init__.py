@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ohem.models.weights import load_detector
     from ohem.pictures import detect_pictures
     from ohem.recipes.recipe import Recipe, load_recipe
+    from ohem.report.inspection import inspect_annotations
+    from ohem.report.report import make_report
     from ohem.reweighting import FocalLoss, GradientHarmonized
     from ohem.rivals import IoUBalancedSampler, QuotaSampler, RankSampler, StratifiedSampler
     from ohem.rois import Rois, label_rois
@@ -49,10 +51,12 @@ _HOME = {
     "detect_pictures": "pictures",
     "evaluate": "workflow",
     "hard_examples": "samplers",
+    "inspect_annotations": "report.inspection",
     "label_rois": "rois",
     "load_dataset": "data.sources",
     "load_detector": "models.weights",
     "load_recipe": "recipes.recipe",
+    "make_report": "report.report",
     "remove_sampler": "torchvision_models",
     "replay": "training.replay",
     "resume": "workflow",
@@ -86,10 +90,12 @@ __all__ = [
     "detect_pictures",
     "evaluate",
     "hard_examples",
+    "inspect_annotations",
     "label_rois",
     "load_dataset",
     "load_detector",
     "load_recipe",
+    "make_report",
     "remove_sampler",
     "replay",
     "resume",

@@ -369,6 +369,7 @@ def evaluate(
         )
     metrics = {
         "data": dataset.name,
+        "sources": list(data),
         "images": len(dataset),
         "fingerprint": fingerprint(dataset, boxes),
         "weights": file.name,

@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from ohem.boxes import DeltaStats
 from ohem.data.dataset import DetectionDataset, Proposals
 from ohem.data.loading import Sample, Samples, load_batches, training_batches
+from ohem.data.split import draw_count
 from ohem.errors import OhemError
 from ohem.evaluation.coco import evaluate_coco
 from ohem.evaluation.voc import evaluate_voc
@@ -38,6 +39,7 @@ from ohem.training.checkpoint import (
     start_streams,
     stream_seed,
 )
+from ohem.training.mined import FOLLOWED, Mined
 from ohem.training.optimizer import build_optimizer, set_lr
 from ohem.training.precision import Precision
 from ohem.training.processes import ALONE, Processes
@@ -124,6 +126,7 @@ def train(
     plan = [processes.share(batch) for batch in whole]
     offset = processes.offset(recipe.images_per_step)
     window = LogWindow(device)
+    mined = Mined(len(images.dataset.classes), [r.id for r in draw_count(images.dataset, FOLLOWED).records])
     with stop_on_signals() as stopped:
         for iteration, batch in zip(steps, load_batches(samples, plan, workers), strict=True):
             lr = set_lr(optimizer, recipe.schedule.factor(iteration, recipe.iterations))
@@ -139,6 +142,8 @@ def train(
                     precision.backward(torch.stack(list(step.losses.values())).sum() * weight)
                     with precision.autocast():
                         window.add(step, measure_all_rois=iteration % recipe.all_rois_every == 0)
+                    place = iteration * recipe.images_per_step + position
+                    mined.add(place, [sample.id for sample in part], step.rois, step.selected)
                 except NonFiniteLossError as error:
                     if not precision.forgives(detector):
                         raise keep_failed_step(run, recipe, detector, part, iteration, position, error) from error
@@ -151,7 +156,8 @@ def train(
             done, last = iteration + 1, iteration + 1 == recipe.iterations
             observe({"kind": "progress", "task": "training", "done": done, "total": recipe.iterations})
             if last or done % recipe.log_every == 0:
-                write({"kind": "train", "iteration": done, "lr": lr, **window.close(processes), **precision.record()})
+                averages = {**window.close(processes), **precision.record(), "mined": mined.close(device, processes)}
+                write({"kind": "train", "iteration": done, "lr": lr, **averages})
             if validation and (last or _is_due(done, recipe.evaluation.every)):
                 value = measure(result, recipe, validation, workers, processes, observe)
                 write({"kind": "validation", "iteration": done, recipe.evaluation.metric: value})

@@ -54,7 +54,7 @@ PARTS: dict[str, Part] = {
     "growth": lambda options: growth.measure_growth(options.repeats),
     "memory": lambda options: growth.measure_memory_growth(),
     "peers": per_network(peers.measure_peers, "mmdet_python"),
-    "savings": lambda options: {"vgg16": approximations.measure_savings("vgg16", options.repeats, steps.MEMORY)},
+    "savings": lambda options: {"vgg16": approximations.measure_savings("vgg16", options.repeats)},
     "evaluation": lambda options: evaluation.measure_evaluation(options.images),
     "overlaps": lambda options: {
         head: approximations.measure_overlaps(options.data, options.proposals, head) for head in approximations.HEADS

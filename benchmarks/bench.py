@@ -27,6 +27,7 @@ import torch
 import approximations
 import evaluation
 import growth
+import memory
 import peers
 import reading
 import steps
@@ -52,9 +53,12 @@ PARTS: dict[str, Part] = {
     "steps": lambda options: {name: steps.measure_steps(name, options.repeats) for name in options.networks},
     "shares": per_network(steps.measure_shares),
     "growth": lambda options: growth.measure_growth(options.repeats),
-    "memory": lambda options: growth.measure_memory_growth(),
+    "memory": lambda options: {
+        **{network: memory.measure_memory(network) for network in options.networks},
+        "RoIs an image": memory.measure_memory_growth(),
+    },
     "peers": per_network(peers.measure_peers, "mmdet_python"),
-    "savings": lambda options: {"vgg16": approximations.measure_savings("vgg16", options.repeats, steps.MEMORY)},
+    "savings": lambda options: {"vgg16": approximations.measure_savings("vgg16", options.repeats)},
     "evaluation": lambda options: evaluation.measure_evaluation(options.images),
     "overlaps": lambda options: {
         head: approximations.measure_overlaps(options.data, options.proposals, head) for head in approximations.HEADS

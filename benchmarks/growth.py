@@ -1,13 +1,12 @@
-"""How the cost of a step grows with R, B, N and the size of images; and that memory does not grow with R."""
+"""How the cost of a step grows with R, B, N and the size of images."""
 
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ohem.studies.chart import line_chart
-from steps import MEMORY
 from subjects import SIZES, FastRcnnSteps
-from timing import last_number, line, operations, turns
+from timing import line, operations, turns
 
 ROIS = {"lite0": (250, 500, 1000, 2000, 4000, 10_000), "vgg_cnn_m_1024": (250, 500, 1000, 2000)}
 CHANGES: dict[str, Iterable[tuple[str, dict[str, Any]]]] = {
@@ -62,10 +61,3 @@ def draw(found: dict[str, dict[str, dict[str, float]]]) -> None:
     svg = line_chart(lines, "RoIs an image", "cost of an OHEM step / FRCN step")
     head = '<svg xmlns="http://www.w3.org/2000/svg" style="background:#fff;color:#222" '
     PLOT.write_text(svg.replace("<svg ", head, 1) + "\n")
-
-
-def measure_memory_growth() -> dict[str, float]:
-    """Peak memory of an OHEM step against R, in GB."""
-    found = {str(r): last_number(MEMORY, ["vgg_cnn_m_1024", "OHEM", str(r)]) for r in (1000, 2000, 10_000)}
-    print(line("vgg_cnn_m_1024, peak GB at R", found))
-    return found

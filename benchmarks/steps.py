@@ -1,4 +1,4 @@
-"""What a training step costs: FRCN, OHEM in both forms, all RoIs; time, memory, and what counted operations allow.
+"""What a training step costs: FRCN, OHEM in both forms, all RoIs; and what counted operations allow.
 
 The floor is the ratio of the multiply-adds of convolutions and matrix products: those of the baseline's step and, for
 OHEM, of one forward pass of the RoI head over all RoIs on top of them.
@@ -12,19 +12,17 @@ from torch.nn.functional import linear
 
 import ohem
 from subjects import FORMS, SIZES, FastRcnnSteps, given, subject
-from timing import last_number, line, operations, turns
+from timing import line, operations, turns
 
-PAPER = {"vgg16": {"OHEM": (1.75, 1.38)}, "vgg_cnn_m_1024": {"OHEM": (1.69, 1.36)}}
-"""Time and memory over FRCN's, table 2."""
-MEMORY = f"{__file__.removesuffix('steps.py')}subjects.py"
+PAPER = {"vgg16": {"OHEM": 1.75}, "vgg_cnn_m_1024": {"OHEM": 1.69}}
+"""Time over FRCN's, table 2."""
 
 
 def measure_steps(network: str, repeats: int) -> dict[str, dict[str, float]]:
-    """Time, memory and floor of a network's forms."""
+    """Time and floor of a network's forms."""
     steps, forms = subject(network), FORMS[network]
     base = forms[0]
     found = turns({form: (lambda f=form: steps.step(f)) for form in forms}, repeats)  # type: ignore[misc]
-    memory = {form: last_number(MEMORY, [network, form]) for form in forms}
     counted = operations(lambda: steps.step(base))
     floors = {form: operations(lambda f=form: steps.step(f)) / counted for form in forms}  # type: ignore[misc]
     # What this package leaves out of the read-only pass is no part of the floor.
@@ -34,14 +32,12 @@ def measure_steps(network: str, repeats: int) -> dict[str, dict[str, float]]:
             "seconds": value,
             **found.ratios(form, base),
             "counted ratio": floors[form],
-            "memory, GB": memory[form],
-            "memory ratio": memory[form] / memory[base],
         }
         for form, value in found.seconds().items()
     }
     for form, row in rows.items():
         theirs = PAPER.get(network, {}).get(form)
-        print(line(f"{network[:14]} {form}", row) + (f"; the paper: {theirs[0]}, {theirs[1]}" if theirs else ""))
+        print(line(f"{network[:14]} {form}", row) + (f"; the paper: {theirs}" if theirs else ""))
     if "OHEM, loss layer" in forms:
         rows["OHEM, loss layer / OHEM"] = {
             **found.ratios("OHEM, loss layer", "OHEM"),

@@ -173,6 +173,18 @@ def _huge_png(path: str) -> Callable[[Path], None]:
     return _write(path, b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
 
 
+def _swollen_text(path: str) -> Callable[[Path], None]:
+    """Give a PNG a comment of 64 MB in 300 kB."""
+
+    def corrupt(folder: Path) -> None:
+        data = (folder / path).read_bytes()
+        body = b"zTXt" + b"Comment\0\0" + zlib.compress(bytes(2**26), 1)
+        chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+        (folder / path).write_bytes(data[:33] + chunk + data[33:])  # behind the header
+
+    return corrupt
+
+
 def _sideways(path: str) -> Callable[[Path], None]:
     """Give a JPEG the EXIF orientation 6: displayed with width and height swapped."""
 
@@ -228,6 +240,18 @@ VOC_CORRUPTIONS = [
     _voc("XML in a strange encoding", _write(_XML2, "<?xml version='1.0' encoding='foo'?><a/>"), "encoding: foo"),
     _voc("XML far too large", _write(_XML2, b" " * (9 * 2**20)), "at most 8388608 bytes"),
     _voc("no name", _replace(_XML2, "<name>dog</name>", ""), "object[0].name: found no <name>"),
+    _voc("name on two lines", _replace(_XML2, ">dog<", ">do\ng<"), "object[0].name: found 'do\\ng'"),
+    _voc(
+        "XML says UTF-8 and is Latin-1",
+        _write(_XML2, b"<annotation><filename>\xe9</filename></annotation>"),
+        "malformed XML",
+    ),
+    _voc("XML holds a control character", _replace(_XML2, ">dog<", ">d\x1b[31m<"), "malformed XML"),
+    _voc("XML nested without end", _write(_XML2, "<annotation>" + "<part>" * 100_000), "malformed XML"),
+    _voc("exponent too large", _replace(_XML2, "<xmax>40", "<xmax>1e999"), "xmax: found '1e999'"),
+    _voc("hexadecimal", _replace(_XML2, "<xmax>40", "<xmax>0x28"), "xmax: found '0x28'"),
+    _voc("Arabic digits", _replace(_XML2, "<xmax>40", "<xmax>\u0664\u0660"), "xmax: found"),
+    _voc("size of 10^400", _replace(_XML2, "<width>50", "<width>1" + "0" * 400), "size.width: found '1000"),
     _voc("empty name", _replace(_XML2, ">dog<", "> <"), "object[0].name: found an empty name"),
     _voc(
         "no box but a part's",
@@ -314,6 +338,17 @@ COCO_CORRUPTIONS = [
     _coco("JSON not UTF-8", _write("instances.json", b'{"a": "\xff"}'), "malformed JSON"),
     _coco("JSON too deep", _write("instances.json", "[" * 200_000), "malformed JSON"),
     _coco("JSON with an endless number", _write("instances.json", "[" + "1" * 5000 + "]"), "malformed JSON"),
+    _coco("JSON NaN for a list", _write("instances.json", '{"images": NaN}'), "images: found nan", 2),
+    _coco("name moves the cursor", _set("categories", 1, name="\x1b[2J"), "categories[1].name: found '\\x1b[2J'"),
+    _coco(
+        "RLE of nonsense that is not a crowd",
+        _set("annotations", 1, segmentation={"counts": "x" * 99}, area=-1),
+        "area",
+    ),
+    _coco(
+        "10 GB claimed", _set("images", 0, width=10**5, height=10**5), "images[0].width: found 100000; allowed: at most"
+    ),
+    _coco("image id beyond 64 bits", _set("images", 2, id=2**64), "images[2].id: found 18446744073709551616"),
     _coco("JSON of something else", _write("instances.json", "[]"), "JSON that is a list"),
     _coco("no images", _json(lambda document: document.pop("images")), "images: found nothing; allowed: a list"),
     _coco("images null", _json(lambda document: document.update(images=None)), "images: found None"),
@@ -400,6 +435,32 @@ IMAGE_CORRUPTIONS = [
         Corruption("PNG cut off", kind, _cut(png, 0.7), "unreadable picture", "000002.png", found_by="decoding"),
         Corruption("image of zero bytes", kind, _write(jpg, ""), "an empty file", "000001.jpg", found_by="headers"),
         Corruption("image is text", kind, _write(jpg, "not a picture"), "no picture", "000001.jpg", found_by="headers"),
+        Corruption(
+            "image is a program",
+            kind,
+            _write(jpg, b"\x7fELF" + bytes(60)),
+            "no picture",
+            "000001.jpg",
+            found_by="headers",
+        ),
+        Corruption("image is a drawing", kind, _write(jpg, "<svg/>"), "no picture", "000001.jpg", found_by="headers"),
+        Corruption(
+            "image starts a program",
+            kind,
+            _write(jpg, "%!PS-Adobe-3.0 EPSF-3.0\n"),
+            "no picture",
+            "000001.jpg",
+            found_by="headers",
+        ),
+        Corruption("image of one byte", kind, _write(jpg, b"\xff"), "no picture", "000001.jpg", found_by="headers"),
+        Corruption(
+            "image with a comment that swells",
+            kind,
+            _swollen_text(png),
+            "unreadable picture",
+            "000002.png",
+            found_by="headers",
+        ),
         Corruption("image a bomb", kind, _huge_png(png), "178956970 pixels", "000002.png", found_by="headers"),
         Corruption(
             "image of another size",

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -362,3 +364,21 @@ def test_one_broken_picture_is_named_before_anything_is_written(
     complaint = capsys.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in complaint[:2]] == ["photos/broken.jpg", "photos/empty.png"]
     assert not Path("detections").exists()
+
+
+@pytest.mark.parametrize("name", [b"two\nlines.jpg", b"red\x1b[31m.jpg", b"no text\xff\xfe.jpg", b"<b>bold[red].jpg"])
+def test_names_of_files_cannot_write_on_the_terminal(
+    name: bytes, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    make_voc(tmp_path / "data")
+    shutil.rmtree(tmp_path / "data/ImageSets")  # all annotations, and pictures without one are told of
+    picture = tmp_path / "data/JPEGImages" / os.fsdecode(name)
+    picture.write_bytes(b"no picture")
+    annotation = tmp_path / "data/Annotations" / os.fsdecode(name.replace(b".jpg", b".xml"))
+    assert ohem("check", tmp_path / "data") == 0
+    annotation.write_text("<annotation/>")
+    assert ohem("check", tmp_path / "data") == 2
+    told, complaint = capfdbinary.readouterr()
+    for text in (told, complaint):
+        assert not text.translate(None, bytes(set(range(32, 256)) | {10}))  # nothing but text and ends of lines
+    assert complaint.count(b"\n") == 1

@@ -20,7 +20,7 @@ from ohem.models.spec import BackboneSpec, DetectionSpec, DetectorSpec, HeadSpec
 from ohem.models.tensor_files import read_state_dict
 from ohem.models.weights import build_detector, load_detector, save_detector, start_from
 
-CLASSES = ("cat", "dog", '猫 & "quoted"\n')
+CLASSES = ("cat", "dog", '猫 & "quoted"')
 
 
 def spec_of(name="resnet18", weights="none", **settings):

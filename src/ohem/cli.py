@@ -2,13 +2,14 @@
 
 import math
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ohem.console import Console
-from ohem.errors import DataError, OhemError
+from ohem.errors import DataError, OhemError, printable
 
 if TYPE_CHECKING:
     from ohem.studies.report import Report
@@ -197,6 +198,8 @@ def train(
 ) -> None:
     """Train a detector. Ctrl-C saves a checkpoint; --resume goes on from it to bit-identical weights.
 
+    Where data moved since a run began, --resume takes --data, --val and proposal files too; they must hold the same.
+
     Examples: [cyan]ohem train lite0 --data MY_DATA@train --val MY_DATA@val[/cyan],
     [cyan]ohem train fasterrcnn_lite0 --data MY_DATA@train[/cyan] (no proposals needed),
     [cyan]ohem train lite0 sampler=random optimizer.lr=0.0005 --data MY_DATA@train[/cyan],
@@ -204,22 +207,27 @@ def train(
     """
     if resume is None and (recipe is None or not data):
         raise OhemError("train: found no recipe or no --data; allowed: train RECIPE --data DATA, or train --resume RUN")
-    if resume is not None and (recipe or overrides or data or val or run or proposals or val_proposals):
-        raise OhemError("train: found --resume with other settings; allowed: --resume RUN alone, its recipe decides")
+    if resume is not None and (recipe or overrides or run):
+        raise OhemError(
+            "train: found --resume with other settings; allowed: --resume RUN, and --data and so on where data moved"
+        )
     from ohem import workflow
     from ohem.recipes.recipe import load_recipe
     from ohem.training.run import Sources
 
+    given = Sources(*(tuple(names or ()) for names in (data, val, proposals, val_proposals)))
     with Console() as console:
         if resume is not None:
-            finished, folder = (
-                workflow.resume(resume, device=device, workers=workers, tensorboard=tensorboard, reporter=console),
+            folder, finished = (
                 resume,
+                workflow.resume(
+                    resume, moved=given, device=device, workers=workers, tensorboard=tensorboard, reporter=console
+                ),
             )
         else:
             folder, finished = workflow.train(
                 load_recipe(str(recipe), overrides or []),
-                Sources(tuple(data or ()), tuple(val or ()), tuple(proposals or ()), tuple(val_proposals or ())),
+                given,
                 folder=run,
                 name=Path(str(recipe)).stem,
                 device=device,
@@ -588,16 +596,42 @@ def demo(
     console.say(f"curves.png, precision_recall.png, detections.png, hardest.png in {out}")
 
 
+def _pass_over_killed_workers(found: "sys.UnraisableHookArgs") -> None:
+    """torch raises its error a second time while the other workers are put away; once is told."""
+    if "DataLoader worker" not in str(found.exc_value):
+        sys.__unraisablehook__(found)
+
+
+_AFTER = "allowed after mending it: the same command, or for a training --resume RUN"
+
+
 def main() -> None:
     """Entry point: errors that the user can mend are one line each on stderr, and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be any bytes
+    sys.unraisablehook = _pass_over_killed_workers
     try:
         app()
     except OhemError as error:
-        lines = [str(error), *getattr(error, "__notes__", [])]
+        lines = [*str(error).split("\n"), *getattr(error, "__notes__", [])]
         count = len(error.faults) if isinstance(error, DataError) else 0
-        print("\n".join(lines), file=sys.stderr)
+        print("\n".join(map(printable, lines)), file=sys.stderr)
         if count > 1:
             print(f"{count} faults", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        from ohem.data.loading import KILLED_WORKER, is_of_killed_worker
+
+        if not is_of_killed_worker(error):
+            raise
+        print(KILLED_WORKER, file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        # A full disk, a folder that may not be written to, a file that went away: nothing of it is ours to mend.
+        where = f"{error.filename}: " if error.filename else ""
+        found = printable(f"{where}found {error.strerror or error}")
+        print(f"{found}; {_AFTER}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -17,6 +17,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from ohem.errors import printable
+
 
 class Console:
     """A reporter for :mod:`ohem.workflow` on a terminal. Progress shows inside its ``with`` block."""
@@ -49,8 +51,8 @@ class Console:
         self._console.print(markup)
 
     def say(self, text: str) -> None:
-        """One sentence, as it is."""
-        self._console.print(text, markup=False, soft_wrap=True)
+        """One sentence, with no markup of its own, and what could move the cursor escaped."""
+        self._console.print(printable(text), markup=False, soft_wrap=True)
 
     def progress(self, task: str, done: int, total: int) -> None:
         """Move the task's bar; it vanishes when all is done."""
@@ -95,4 +97,4 @@ class Console:
 def _cell(value: object) -> str:
     if isinstance(value, float):
         return "-" if math.isnan(value) else f"{value:.3g}"
-    return str(value)
+    return printable(str(value))

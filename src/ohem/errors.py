@@ -9,6 +9,11 @@ class OhemError(Exception):
     """Bad input or a state the user can mend. The command line prints its text, no traceback, and exits with 2."""
 
 
+def printable(text: str) -> str:
+    """The text with line breaks, control characters and bytes that are no text escaped, as Python writes them."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 @dataclass(frozen=True, order=True)
 class Fault:
     """One thing wrong in one file.
@@ -26,7 +31,8 @@ class Fault:
     allowed: str
 
     def __str__(self) -> str:
-        where = f"{self.file}: {self.field}" if self.field else f"{self.file}"
+        file = printable(str(self.file))
+        where = f"{file}: {self.field}" if self.field else file
         return f"{where}: found {self.found}; allowed: {self.allowed}"
 
 

@@ -13,6 +13,9 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     """A file to write to that takes the place of ``path`` when the block ends well, and vanishes when it does not.
 
     It is a temporary file beside ``path``, flushed to disk before the rename. The folder is made when missing.
+
+    Raises:
+        OSError: with the path, when it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -26,8 +29,12 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        # torch says of a full disk that its own archive is broken, and hides the reason behind that.
+        reason = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(reason, OSError):
+            raise OSError(reason.errno, reason.strerror, str(path)) from error
         raise
 
 

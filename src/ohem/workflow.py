@@ -17,7 +17,7 @@ from ohem.data.sources import load_dataset
 from ohem.data.split import draw_fraction, hold_out
 from ohem.errors import DataError, OhemError
 from ohem.evaluation.coco import CocoResult, evaluate_coco
-from ohem.evaluation.results import save_coco_results, save_voc_results
+from ohem.evaluation.results import save_coco_results, save_voc_results, voc_result_paths
 from ohem.evaluation.voc import VocResult, evaluate_voc
 from ohem.files import write_atomically
 from ohem.inference import detect
@@ -182,12 +182,21 @@ def train(
 def resume(
     folder: Path,
     *,
+    moved: Sources | None = None,
     device: str | None = None,
     workers: int = 1,
     tensorboard: bool = False,
     reporter: Reporter = SILENT,
 ) -> bool:
     """Go on with a run from its last checkpoint; returns whether training came to its end.
+
+    Args:
+        folder: the run's, which may have moved itself.
+        moved: where its data are now; what is empty in it is where it was.
+        device: see :func:`train`.
+        workers: see :func:`train`.
+        tensorboard: see :func:`train`.
+        reporter: told of what goes on.
 
     Raises:
         OhemError: not a run, or its data changed since it began.
@@ -196,20 +205,28 @@ def resume(
     processes = Processes.join(pick_device(device))
     reporter = reporter if processes.first else SILENT
     run = Run.open(folder)
-    recipe, info = run.recipe(), run.info()
+    recipe, began_with = run.recipe(), run.data_fingerprint()
     if run.weights_file.exists():
         reporter.say(f"{folder}: already trained to the end")
         processes.leave()
         return True
     _require_together(recipe, processes)
-    images, validation = _open_all(recipe, run.sources(), workers, reporter, processes)
+    began_on, now = vars(run.sources()), vars(moved or Sources(()))
+    sources = Sources(**{name: now[name] or began_on[name] for name in began_on})
+    try:
+        images, validation = _open_all(recipe, sources, workers, reporter, processes)
+    except OhemError as error:
+        error.add_note(f"where data moved: ohem train --resume {folder} --data THERE")
+        raise
     found = fingerprint(images.dataset, images.proposals)
-    if found != info["data"]["fingerprint"]:
+    if found != began_with:
         raise OhemError(
             f"{folder}: found other images, annotations or proposals than when the run began"
-            f" ({found[:8]}, not {info['data']['fingerprint'][:8]}); allowed: the same data"
+            f" ({found[:8]}, not {began_with[:8]}); allowed: the same data"
         )
     detector = new_detector(recipe, images)
+    if processes.first:
+        run.sweep()
     prepared = Prepared(run, recipe, detector, images, validation, time.perf_counter() - start)
     return _train(prepared, device, workers, tensorboard, reporter, processes)
 
@@ -353,6 +370,9 @@ def evaluate(
     folder = free_folder(out, (source if source.is_dir() else source.parent) / "evaluation")
     wanted = DataSpec(classes=classes, other_classes=other_classes, bad_boxes=bad_boxes)
     dataset = open_dataset(data, wanted, reporter)
+    split = dataset.name.rpartition("@")[2] if "@" in dataset.name else "all"
+    if dataset.format == "voc":
+        voc_result_paths(folder / "voc", dataset, split)  # refuses names before hours are spent
     boxes = open_proposals(dataset, proposals, spec.given_proposals, workers, reporter)
     found = run_detector(detector, spec, dataset.records, boxes, device=device, workers=workers, reporter=reporter)
     result = Evaluation(
@@ -364,9 +384,7 @@ def evaluate(
     )
     save_coco_results(folder / "detections.json", dataset, found)
     if dataset.format == "voc":
-        save_voc_results(
-            folder / "voc", dataset, found, dataset.name.rpartition("@")[2] if "@" in dataset.name else "all"
-        )
+        save_voc_results(folder / "voc", dataset, found, split)
     metrics = {
         "data": dataset.name,
         "sources": list(data),

@@ -183,8 +183,8 @@ def _read_categories(document: dict[str, Any], report: Report) -> dict[int, str]
         if not _is_integer(category_id) or category_id in names:
             report(f"{field}.id", _shown(entry, "id"), "an integer of its own")
             continue
-        if not isinstance(name, str) or not name.strip() or name in names.values():
-            report(f"{field}.name", _shown(entry, "name"), "a name of its own")
+        if not isinstance(name, str) or not name.strip() or not name.isprintable() or name in names.values():
+            report(f"{field}.name", _shown(entry, "name"), "a printable name of its own")
         names[category_id] = str(name)
     if document.get("categories") == []:
         report("categories", "an empty list", "at least one category")

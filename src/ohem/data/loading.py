@@ -2,7 +2,9 @@
 
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -14,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ohem.data.dataset import ImageId, ImageRecord, Proposals
 from ohem.data.images import read_image
-from ohem.errors import OhemError
+from ohem.errors import DataError, Fault, OhemError
 from ohem.models.spec import ImageSpec
 from ohem.threads import opencv_in_one_thread
 
@@ -104,12 +106,17 @@ def mirror(boxes: Tensor, width: int) -> Tensor:
 
 
 class Samples(Dataset[Any]):
-    """Samples of a data set by :class:`Draw`. What goes wrong in a worker is handed back, to be raised in one piece."""
+    """Samples of a data set by :class:`Draw`. What goes wrong in a worker is handed back, to be raised in one piece.
+
+    Image files must stay as they were when this was made: one that is replaced on the way is an error, since its
+    annotations and proposals were another's, and a run that saw both could not be repeated.
+    """
 
     def __init__(
         self, records: Sequence[ImageRecord], proposals: Proposals, spec: ImageSpec, max_proposals: int = 0
     ) -> None:
         self.records, self.proposals, self.spec, self.max_proposals = records, proposals, spec, max_proposals
+        self._stamps = np.array([_stamp(record.path) for record in records], dtype=np.int64).reshape(-1, 2)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -117,6 +124,9 @@ class Samples(Dataset[Any]):
     def __getitem__(self, draw: Draw) -> Sample | OhemError:
         record = self.records[draw.index]
         try:
+            if _stamp(record.path) != tuple(self._stamps[draw.index].tolist()):
+                allowed = "files that stay as they are until the end"
+                raise DataError([Fault(record.path, "", "another file than at the beginning, or none", allowed)])
             proposals = self.proposals[record.id]
             sample = make_sample(
                 record,
@@ -132,11 +142,21 @@ class Samples(Dataset[Any]):
         return sample
 
 
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size and time of change of a file; none of its own where there is no file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
 def load_batches(samples: Samples, batches: Sequence[Sequence[Draw]], workers: int) -> Iterator[list[Sample]]:
     """Batches in order, read ahead by ``workers`` processes (0: none). The order does not depend on their number.
 
     Raises:
-        OhemError: an image could not be read.
+        OhemError: an image could not be read, or has changed, or a worker was killed.
+        RuntimeError: a worker was killed while the main process did something else; torch raises it there.
     """
     loader = DataLoader(
         samples,
@@ -146,12 +166,34 @@ def load_batches(samples: Samples, batches: Sequence[Sequence[Draw]], workers: i
         worker_init_fn=_quiet_worker,
         generator=torch.Generator(),  # else it draws from torch's own stream, which belongs to dropout
     )
-    with opencv_in_one_thread():
+    with opencv_in_one_thread(), _workers_alive():
         for batch in loader:
             for sample in batch:
                 if isinstance(sample, OhemError):
                     raise sample
             yield batch
+
+
+@contextmanager
+def _workers_alive() -> Iterator[None]:
+    """A killed worker shows as torch's error, or as the end of a connection to it, whichever is noticed first."""
+    try:
+        yield
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and not is_of_killed_worker(error):
+            raise
+        raise OhemError(KILLED_WORKER) from error
+
+
+KILLED_WORKER = (
+    "workers: found a process that reads images killed, as where memory ends; allowed after mending it: the same"
+    " command, or for a training --resume RUN, with fewer --workers"
+)
+
+
+def is_of_killed_worker(error: BaseException | None) -> bool:
+    """Whether this is what torch raises, out of a signal handler and so wherever the main process is."""
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
 
 
 def training_batches(

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from reprlib import Repr
 from typing import Literal
 
 import numpy as np
@@ -32,7 +33,7 @@ MAX_COORDINATE = 1e9
 SLACK = 1.0
 """How far, in pixels, a box may stick out of its picture and be clipped: what rounding explains."""
 
-CLASSES_ALLOWED = "at least one class name, each once"
+CLASSES_ALLOWED = "at least one class name, each once, of printable characters"
 """What a fault of a class list says."""
 
 BOX_ALLOWED = "positive width and height, inside the picture to within 1 px (or bad_boxes: drop)"
@@ -66,9 +67,15 @@ def one_line(text: str, limit: int = 100) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+_short = Repr()
+_short.maxlevel = 4
+_short.maxlist = _short.maxtuple = _short.maxdict = _short.maxset = 8
+_short.maxstring = _short.maxother = _short.maxlong = 200
+
+
 def quoted(value: object) -> str:
-    """The value as Python writes it, on one short line."""
-    return one_line(repr(value))
+    """The value as Python writes it, on one short line, however much there is of it."""
+    return one_line(_short.repr(value))
 
 
 def listed(names: Sequence[str], limit: int = 20) -> str:
@@ -104,6 +111,9 @@ def class_list_problem(classes: Sequence[str]) -> str | None:
     repeated = [name for name, times in Counter(classes).items() if times > 1]
     if repeated:
         return f"{listed(repeated)} more than once"
+    unprintable = [name for name in classes if not name.isprintable()]
+    if unprintable:
+        return f"{quoted(unprintable[0])}, which cannot be printed"
     return None if classes and all(classes) else "an empty list or name"
 
 

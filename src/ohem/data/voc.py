@@ -480,8 +480,9 @@ def _read_size(annotation: Element, path: Path | None, faults: list[Fault], repo
 
 def _read_object(element: Element, field: str, report: Report) -> VocObject | None:
     name = _text(element, "name", f"{field}.name", report)
-    if name == "":
-        report(f"{field}.name", "an empty name", "a class name")
+    if name is not None and not (name and name.isprintable()):
+        report(f"{field}.name", quoted(name) if name else "an empty name", "a class name of printable characters")
+        name = None
     no_flag = element.find("difficult") is None
     difficult = "0" if no_flag else _text(element, "difficult", f"{field}.difficult", report)
     if difficult not in ("0", "1", None):

@@ -90,7 +90,7 @@ def save_voc_results(
         OhemError: the detections do not fit the data set, or a class or image has a name the format cannot hold.
     """
     columns = detection_columns(dataset, detections)
-    paths = _voc_paths(folder, dataset, split, competition)
+    paths = voc_result_paths(folder, dataset, split, competition)
     ids = [str(record.id) for record in dataset.records]
     spaced = [image_id for image_id in ids if image_id.split() != [image_id]]
     if spaced:
@@ -117,7 +117,7 @@ def load_voc_results(
     images = {str(record.id): i for i, record in enumerate(dataset.records)}
     rows: list[_Row] = []
     faults: list[Fault] = []
-    for label, path in enumerate(_voc_paths(folder, dataset, split, competition), start=1):
+    for label, path in enumerate(voc_result_paths(folder, dataset, split, competition), start=1):
         for number, line in enumerate(_read(path, faults).splitlines(), start=1):
             row = _voc_row(line, images, label)
             if row:
@@ -216,7 +216,12 @@ def _voc_row(line: str, images: Mapping[str, int], label: int) -> _Row | None:
     return images[image_id], label, x1, y1, xmax, ymax, score
 
 
-def _voc_paths(folder: Path, dataset: DetectionDataset, split: str, competition: str) -> list[Path]:
+def voc_result_paths(folder: Path, dataset: DetectionDataset, split: str, competition: str = "comp4") -> list[Path]:
+    """The files that `save_voc_results` writes, in the order of the classes.
+
+    Raises:
+        OhemError: a class has a name that cannot stand in a file's name.
+    """
     names = [f"{competition}_det_{split}_{name}.txt" for name in dataset.classes]
     unfit = [name for name in names if "/" in name or "\\" in name or "\0" in name or names.count(name) > 1]
     if unfit:

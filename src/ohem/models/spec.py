@@ -18,9 +18,9 @@ from pydantic import (
 
 
 class Spec(BaseModel):
-    """Base of all settings: unknown fields are refused, values do not change."""
+    """Base of all settings: unknown fields and numbers that are not finite are refused, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
 
 class BackboneSpec(Spec):

@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ohem.boxes import DeltaStats
+from ohem.data.rules import CLASSES_ALLOWED, class_list_problem, one_line, quoted
 from ohem.errors import DataError, Fault, OhemError
 from ohem.files import write_atomically
 from ohem.models.backbones import Preprocessing, build_backbone
@@ -85,6 +86,9 @@ def load_detector(path: Path) -> tuple[FastRCNN, AnyDetectorSpec, tuple[str, ...
         preprocessing = TypeAdapter(Preprocessing).validate_python(meta["preprocessing"])
     except (KeyError, ValidationError) as error:
         raise DataError([Fault(path, "metadata", f"damaged ({_first_line(error)})", FORMAT)]) from error
+    problem = class_list_problem(classes)
+    if problem is not None:
+        raise DataError([Fault(path, "metadata.classes", problem, CLASSES_ALLOWED)])
     state = read_state_dict(path)
     _require_tensors_of(path, spec, len(classes), state)
     detector = build_detector(spec, len(classes))
@@ -117,8 +121,8 @@ def _first_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part not in DETECTORS)
-        return f"{where}: {first['input']!r}; {first['msg']}"
-    return (str(error).splitlines() or [""])[0]
+        return f"{where}: {quoted(first['input'])}; {first['msg']}"
+    return one_line(str(error), 300)
 
 
 def start_from(detector: FastRCNN, classes: tuple[str, ...], path: Path) -> int:
@@ -207,5 +211,5 @@ def _metadata(path: Path) -> dict[str, Any]:
     meta = read_metadata(path, "ohem")
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         found = meta.get("format") if isinstance(meta, dict) else meta
-        raise DataError([Fault(path, "metadata.format", repr(found), FORMAT)])
+        raise DataError([Fault(path, "metadata.format", quoted(found), FORMAT)])
     return meta

@@ -46,6 +46,8 @@ CREATE TABLE IF NOT EXISTS proposals (
 );
 """
 
+_COLUMNS = {"meta": ("key", "value"), "proposals": ("image_id", "size", "mtime_ns", "sha256", "boxes")}
+
 _WAIT_FOR_LOCK = 60.0
 """Seconds. Another process holds the file for milliseconds at a time, while it commits one image."""
 
@@ -352,9 +354,15 @@ def _in_words(setting: ProposalSetting) -> dict[str, str]:
 
 def _read_meta(connection: sqlite3.Connection, path: Path) -> dict[str, str]:
     """The format and setting of a cache, after checking that it is one."""
-    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
-    meta = dict(connection.execute("SELECT key, value FROM meta").fetchall()) if "meta" in tables else {}
-    if "proposals" not in tables or meta.get("kind") != _KIND:
+    # Views, triggers and computed columns are programs, and may be made to run for ever.
+    things = set(connection.execute("SELECT type, name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'"))
+    plain = things == {("table", name) for name in _COLUMNS} and all(
+        [(name, 0) for name in columns]
+        == connection.execute("SELECT name, hidden FROM pragma_table_xinfo(?)", (table,)).fetchall()
+        for table, columns in _COLUMNS.items()
+    )
+    meta = dict(connection.execute("SELECT key, value FROM meta").fetchall()) if plain else {}
+    if meta.get("kind") != _KIND:
         raise DataError([Fault(path, "", "an SQLite file with something else in it", _A_CACHE)])
     if meta.get("format") != _FORMAT:
         raise DataError([Fault(path, "format", str(meta.get("format")), _FORMAT)])

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import scipy.io
 from numpy.typing import NDArray
 from pydantic import Field, StrictInt, StrictStr, TypeAdapter, ValidationError
 
@@ -15,6 +14,7 @@ from ohem.data.dataset import ImageId, ImageRecord, Proposals
 from ohem.data.rules import SLACK, box_problem, counted, fit_boxes, listed, one_line, quoted
 from ohem.errors import DataError, Fault
 from ohem.proposals.cache import ProposalCache
+from ohem.proposals.mat_files import read_mat
 
 _SHOWN = 20
 """Faults of one kind that are told one by one; the others are counted."""
@@ -90,7 +90,7 @@ def load_mat(path: Path) -> dict[ImageId, NDArray[np.float32]]:
     Raises:
         DataError: with every fault: no MATLAB file up to version 7, no such arrays, a cell of another kind.
     """
-    variables = _read_mat(path)
+    variables = read_mat(path, ("images", "boxes"))
     faults: list[Fault] = []
     stems, boxes = (_cells(path, variables, name, faults) for name in ("images", "boxes"))
     if not faults and len(stems) != len(boxes):
@@ -109,22 +109,6 @@ def load_mat(path: Path) -> dict[ImageId, NDArray[np.float32]]:
     if faults:
         raise DataError(_shortened(faults))
     return proposals
-
-
-def _read_mat(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            variables = scipy.io.loadmat(file, variable_names=("images", "boxes"))
-    except NotImplementedError as error:
-        fault = Fault(path, "", "MATLAB's format 7.3 (HDF5)", "format 7 or older: in MATLAB, save with '-v7'")
-        raise DataError([fault]) from error
-    except OSError as error:
-        raise DataError([Fault(path, "", error.strerror or str(error), "a readable file")]) from error
-    # At a broken file scipy's reader raises errors of many kinds (ValueError, TypeError, zlib.error, MatReadError ...).
-    except Exception as error:
-        found = f"no MATLAB file ({one_line(str(error))})"
-        raise DataError([Fault(path, "", found, "a whole MATLAB file, format 7 or older")]) from error
-    return dict(variables)
 
 
 def _cells(path: Path, variables: Mapping[str, Any], name: str, faults: list[Fault]) -> list[Any]:

@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from ohem.data.rules import one_line, quoted
 from ohem.errors import OhemError
 from ohem.models.spec import DETECTORS, TORCHVISION_KINDS, AnyDetectorSpec, DetectorSpec, Spec, TorchvisionSpec
 from ohem.ranking import ExactRanking, HalfRanking, LowRankRanking, Ranking, RememberedRanking
@@ -53,12 +54,14 @@ class Kinds(Generic[_T]):
                 return value
         options = {"kind": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
         kind = options.pop("kind", None)
-        if kind not in self._kinds:
-            raise ValueError(f"kind: found {kind!r}; allowed: {', '.join(self._kinds)}")
+        if not isinstance(kind, str) or kind not in self._kinds:
+            raise ValueError(f"kind: found {quoted(kind)}; allowed: {', '.join(self._kinds)}")
         known = [field.name for field in fields(self._kinds[kind])]  # type: ignore[arg-type]
-        for name in options:
+        for name, option in options.items():
             if name not in known:
                 raise ValueError(f"{name}: found an unknown field; allowed for {kind}: {', '.join(known) or 'none'}")
+            if isinstance(option, float) and not math.isfinite(option):
+                raise ValueError(f"{name}: found {option}; allowed: finite numbers")
         try:
             return TypeAdapter(self._kinds[kind]).validate_python(options)
         except ValidationError as error:
@@ -66,7 +69,7 @@ class Kinds(Generic[_T]):
             if first["type"] == "value_error":  # the class's own words name the field
                 raise first["ctx"]["error"] from error
             where = ".".join(map(str, first["loc"]))
-            raise ValueError(f"{where}: found {first['input']!r}; {first['msg']}") from error
+            raise ValueError(f"{where}: found {quoted(first['input'])}; {first['msg']}") from error
 
     def write(self, value: _T) -> dict[str, Any]:
         """As :meth:`read` reads it, defaults included."""
@@ -254,7 +257,7 @@ class Recipe(Spec):
     accumulate: bool = False
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     init_from: Path | None = None
     log_every: PositiveInt = 20
     all_rois_every: PositiveInt = 100
@@ -353,16 +356,17 @@ def _read_values(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise OhemError(f"{path}: base: found a circle; allowed: recipes that do not name each other")
     try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise OhemError(f"{path}: found no readable YAML ({' '.join(str(error).split())})") from error
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    # Beside its own, PyYAML lets through what Python says of numbers, dates and nesting that it cannot take.
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
+        raise OhemError(f"{path}: found no readable YAML ({one_line(str(error), 300)})") from error
     if not isinstance(values, dict):
         raise OhemError(f"{path}: found {type(values).__name__}; allowed: fields and values")
     base = values.pop("base", None)
     if base is None:
         return values
     if not isinstance(base, str):
-        raise OhemError(f"{path}: base: found {base!r}; allowed: the name of a recipe")
+        raise OhemError(f"{path}: base: found {quoted(base)}; allowed: the name of a recipe")
     return _join(_read_values(_find_recipe(base, path.parent), (*seen, path)), values)
 
 
@@ -412,15 +416,15 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise OhemError(f"{override!r}: found no field=value; allowed: such as optimizer.lr=0.01 or sampler=random")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise OhemError(f"{key}: found {text!r}; allowed: a YAML value") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise OhemError(f"{key}: found {quoted(text)}; allowed: a YAML value") from error
     *parents, last = key.split(".")
     for parent in parents:
         child = values.setdefault(parent, {})
         if isinstance(child, str):
             child = values[parent] = {"kind": child}
         if not isinstance(child, dict):
-            raise OhemError(f"{key}: found a field inside {parent}, which is {child!r}; allowed: {parent}=VALUE")
+            raise OhemError(f"{key}: found a field inside {parent}, which is {quoted(child)}; allowed: {parent}=VALUE")
         values = child
     values[last] = value
 
@@ -436,7 +440,7 @@ def _explain(error: Any, model: type[Spec]) -> str:
     if error["type"] == "value_error":
         message = str(error["ctx"]["error"])
         return f"{where}.{message}" if where else message
-    return f"{where}: found {error['input']!r}; allowed: {error['msg'].removeprefix('Input should be ')}"
+    return f"{where}: found {quoted(error['input'])}; allowed: {error['msg'].removeprefix('Input should be ')}"
 
 
 def _fields_at(model: type[Spec], location: Sequence[str | int]) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ohem.data.rules import one_line
 from ohem.errors import OhemError
 from ohem.recipes.differences import differing_fields, flat_fields
 from ohem.studies.statistics import Interval, interval
@@ -54,7 +55,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
     """
     runs = [Run.open(folder) for folder in folders]
     measured = [_evaluation(run) for run in runs]
-    _require_equal("trained on", folders, [run.info()["data"]["fingerprint"] for run in runs])
+    _require_equal("trained on", folders, [run.data_fingerprint() for run in runs])
     _require_equal("evaluated on", folders, [each["fingerprint"] for each in measured])
     _require_equal("evaluated with", folders, [json.dumps(each["settings"], sort_keys=True) for each in measured])
     recipes = [flat_fields(run.recipe().model_dump(mode="json")) for run in runs]
@@ -78,10 +79,13 @@ def _evaluation(run: Run) -> dict[str, Any]:
     files = sorted(run.folder.glob("*/metrics.json"), key=lambda path: path.stat().st_mtime)
     if not files:
         raise OhemError(f"{run.folder}: found no evaluation; allowed after: ohem evaluate {run.folder} --data DATA")
-    metrics: dict[str, Any] = json.loads(files[-1].read_text())
-    if "fingerprint" not in metrics:
+    try:
+        metrics: dict[str, Any] = json.loads(files[-1].read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise OhemError(f"{files[-1]}: found no readable JSON ({one_line(str(error))}); evaluate again") from error
+    if not isinstance(metrics, dict) or not {"fingerprint", "settings", "voc07", "voc12", "coco"} <= metrics.keys():
         raise OhemError(
-            f"{files[-1]}: fingerprint: found none; allowed: an evaluation of this version (evaluate again)"
+            f"{files[-1]}: found no fingerprint or numbers; allowed: an evaluation of this version (evaluate again)"
         )
     return metrics
 
@@ -112,7 +116,7 @@ def _differences(arm: Arm, base: Arm) -> Mapping[str, tuple[Interval, int] | Non
 
 
 def _warnings(runs: Sequence[Run]) -> tuple[str, ...]:
-    machines = [run.info()["machine"] for run in runs]
+    machines = [run.info().get("machine") or {} for run in runs]
     differing = sorted({key for m in machines for key in m if m[key] != machines[0].get(key)})
     return (
         (f"the runs' machines differ in {', '.join(differing)}: differences may come from that",) if differing else ()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ohem.data.dataset import DetectionDataset, Detections, ImageId, Proposals
+from ohem.data.rules import one_line
 from ohem.data.split import hold_out
 from ohem.errors import OhemError
 from ohem.files import write_atomically
@@ -100,9 +101,11 @@ class Results:
         if not path.is_file():
             return None
         try:
-            value = json.loads(path.read_text())
-        except ValueError as error:
-            raise OhemError(f"{path}: found no readable JSON ({error}); allowed: a result, or no such file") from error
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise OhemError(
+                f"{path}: found no readable JSON ({one_line(str(error))}); allowed: a result, or no such file"
+            ) from error
         if not isinstance(value, dict):
             raise OhemError(f"{path}: found {type(value).__name__}; allowed: a result of ohem reproduce")
         return value

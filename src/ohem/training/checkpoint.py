@@ -1,7 +1,6 @@
 """Everything a run needs to go on as if it had never stopped, and what a step that failed leaves behind."""
 
 import hashlib
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,10 +10,12 @@ import torch
 from torch import Generator, Tensor
 
 from ohem.data.loading import Sample
+from ohem.data.rules import one_line, quoted
 from ohem.errors import OhemError
 from ohem.files import atomic_writer
 from ohem.models.backbones import Preprocessing
 from ohem.models.fast_rcnn import FastRCNN
+from ohem.models.tensor_files import load_torch
 from ohem.recipes.recipe import Recipe
 
 FORMAT = 2
@@ -72,12 +73,15 @@ def load_checkpoint(path: Path, parts: Mapping[str, Stateful]) -> tuple[int, flo
     found, wanted = (", ".join(sorted(names)) for names in (state.keys() - {"format", "iteration", "best"}, parts))
     if found != wanted:
         raise OhemError(f"{path}: found the state of {found}; allowed: {wanted} (a run keeps its ema and precision)")
+    iteration, best = state.get("iteration"), state.get("best")
+    if type(iteration) is not int or iteration < 0 or not isinstance(best, float | None):
+        raise OhemError(f"{path}: iteration: found {quoted(iteration)}; allowed: how many are done")
     try:
         for name, part in parts.items():
             part.load_state_dict(state[name])
-    except (RuntimeError, ValueError) as error:
-        raise OhemError(f"{path}: found the state of another detector ({str(error).splitlines()[0]})") from error
-    return int(state["iteration"]), state["best"]
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise OhemError(f"{path}: found the state of another detector ({one_line(str(error))})") from error
+    return iteration, best
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,10 +141,12 @@ def load_failed_step(path: Path) -> FailedStep:
 
 def _load(path: Path, what: str, wanted: int | str) -> dict[str, Any]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise OhemError(f"{path}: found no readable {what} ({str(error).splitlines()[0]})") from error
+        state = load_torch(path)
+    # A damaged pickle ends in whatever its last sound opcode leads to (KeyError, IndexError, struct.error ...). Torch's own
+    # text is not told: it advises to load the file with weights_only=False.
+    except Exception as error:
+        raise OhemError(f"{path}: found no readable {what} ({type(error).__name__}); allowed: one of ohem's") from error
     if not isinstance(state, dict) or state.get("format") != wanted:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise OhemError(f"{path}: format: found {found!r}; allowed: {wanted}")
+        raise OhemError(f"{path}: format: found {quoted(found)}; allowed: {wanted}, the format of this version of ohem")
     return state

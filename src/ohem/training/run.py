@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,8 +19,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from ohem.data.dataset import DetectionDataset, Proposals
+from ohem.data.rules import one_line, quoted
 from ohem.errors import OhemError
 from ohem.files import write_atomically
 from ohem.recipes.recipe import Recipe, dump_recipe, load_recipe
@@ -76,8 +79,6 @@ class Run:
         """
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise OhemError(f"{folder}: found something there already; allowed: a new folder, or --resume {folder}")
-        run = cls(folder)
-        write_atomically(run.recipe_file, dump_recipe(recipe))
         info = {
             "format": FORMAT,
             "sources": {name: list(values) for name, values in vars(sources).items()},
@@ -86,8 +87,16 @@ class Run:
             "seed": recipe.seed,
             "machine": machine(),
         }
-        write_atomically(run.info_file, json.dumps(info, indent=2) + "\n")
-        return run
+        if folder.exists():  # perhaps a disk of its own, which cannot be renamed onto
+            cls(folder)._begin(recipe, info)
+            return cls(folder)
+        # Both files or none: half a run could neither be resumed nor begun again.
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent) as name:
+            half = cls(Path(name) / "run")
+            half._begin(recipe, info)
+            half.folder.rename(folder)
+        return cls(folder)
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
@@ -104,23 +113,57 @@ class Run:
             raise OhemError(f"{run.info_file}: format: found {found!r}; allowed: {FORMAT}")
         return run
 
+    def _begin(self, recipe: Recipe, info: Mapping[str, Any]) -> None:
+        write_atomically(self.recipe_file, dump_recipe(recipe))
+        write_atomically(self.info_file, json.dumps(info, indent=2) + "\n")
+
+    def sweep(self) -> None:
+        """Remove what a killed process left half-written."""
+        for folder in {self.folder, self.checkpoint_file.parent, self.snapshot_file(0).parent}:
+            for path in folder.glob(".*.tmp"):
+                path.unlink()
+
     def recipe(self) -> Recipe:
         """The recipe, as it was completed when the run began."""
         return load_recipe(str(self.recipe_file))
 
     def info(self) -> dict[str, Any]:
-        """What run.json holds."""
+        """What run.json holds.
+
+        Raises:
+            OhemError: it is damaged.
+        """
         try:
-            info = json.loads(self.info_file.read_text())
-        except ValueError as error:
-            raise OhemError(f"{self.info_file}: found no readable JSON ({error})") from error
+            info = json.loads(self.info_file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise OhemError(f"{self.info_file}: found no readable JSON ({one_line(str(error))})") from error
         if not isinstance(info, dict):
             raise OhemError(f"{self.info_file}: found {type(info).__name__}; allowed: an object")
         return info
 
     def sources(self) -> Sources:
-        """Where its images came from."""
-        return Sources(**{name: tuple(values) for name, values in self.info()["sources"].items()})
+        """Where its images came from.
+
+        Raises:
+            OhemError: run.json does not tell.
+        """
+        try:
+            return Sources(**TypeAdapter(dict[str, tuple[str, ...]]).validate_python(self.info()["sources"]))
+        except (KeyError, TypeError, ValidationError) as error:
+            allowed = f"lists of texts: {', '.join(vars(Sources(())))}"
+            raise OhemError(f"{self.info_file}: sources: found no such thing; allowed: {allowed}") from error
+
+    def data_fingerprint(self) -> str:
+        """Of what it was trained on; see :func:`fingerprint`.
+
+        Raises:
+            OhemError: run.json does not tell.
+        """
+        data = self.info().get("data")
+        found = data.get("fingerprint") if isinstance(data, dict) else None
+        if not isinstance(found, str):
+            raise OhemError(f"{self.info_file}: data.fingerprint: found {quoted(found)}; allowed: a text")
+        return found
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one record to the log."""
@@ -128,11 +171,25 @@ class Run:
             file.write(json.dumps(record) + "\n")
 
     def log(self) -> list[dict[str, Any]]:
-        """All records; a last line cut short by a crash is left out."""
+        """All records; a last line cut short by a crash is left out.
+
+        Raises:
+            OhemError: a line is no record.
+        """
         if not self.log_file.exists():
             return []
-        lines = self.log_file.read_text().split("\n")
-        return [json.loads(line) for line in lines[:-1] if line]
+        lines = self.log_file.read_bytes().split(b"\n")
+        return [self._record(number, line) for number, line in enumerate(lines[:-1], start=1) if line]
+
+    def _record(self, number: int, line: bytes) -> dict[str, Any]:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict) or type(record.get("iteration")) is not int:
+            found = quoted(line[:80].decode(errors="replace"))
+            raise OhemError(f"{self.log_file}: line {number}: found {found}; allowed: a JSON record with its iteration")
+        return record
 
     def forget_after(self, iteration: int) -> None:
         """Drop log records later than ``iteration``; the resumed run writes them again."""

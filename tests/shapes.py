@@ -88,3 +88,9 @@ def small_recipe(*overrides: str) -> Recipe:
         "optimizer.backbone_lr_factor=0.1",
     )
     return load_recipe("lite0", [*settings, *overrides])
+
+
+def small_faster_recipe(*overrides: str) -> Recipe:
+    """:func:`small_recipe` with a region proposal network in the place of proposals."""
+    rpn = "detector.rpn={anchor_sizes: [32], train_proposals: 60, test_proposals: 30}"
+    return small_recipe("detector.proposals={}", rpn, "sampler.rois_per_image=16", *overrides)

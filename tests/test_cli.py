@@ -88,6 +88,13 @@ def test_the_main_job_from_annotated_images_to_boxes_on_pictures(
     }
     assert isinstance(json.loads(Path("run/evaluation/detections.json").read_text()), list)
 
+    assert ohem("report", "run", "--workers", 0) == 0
+    assert '<h2 id="accuracy">' in Path("run/report.html").read_text()
+    assert ohem("inspect", "run", "--data", f"{data}@train", "--shown", 5, "--workers", 0) == 0
+    assert {path.name for path in Path("run/inspection").iterdir()} == {
+        f"suspects.{kind}" for kind in ("csv", "html", "json")
+    }
+
     assert (
         ohem("detect", "run", data / "JPEGImages/test_000.png", f"{data}/JPEGImages/test_00[12].png", "--workers", 0)
         == 0
@@ -101,6 +108,32 @@ def test_the_main_job_from_annotated_images_to_boxes_on_pictures(
     assert ohem("detect", "run/weights.safetensors", data / "JPEGImages", "--workers", 0) == 0
     assert len(json.loads(Path("detections-2/detections.json").read_text())["images"]) == 36
     assert contents(data) == before
+
+
+def test_a_detector_that_makes_its_proposals_goes_the_same_road_without_any(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_shapes(tmp_path / "data")
+    small = [*SMALL, "detector.rpn={anchor_sizes: [32], train_proposals: 60, test_proposals: 30}"]
+    train = ["train", "fasterrcnn_lite0", *small, "iterations=60", "schedule.warmup=5", "sampler.rois_per_image=16"]
+    given = ["--data", f"{data}@train", "--workers", 0]
+    assert ohem(*train, *given, "--proposals", "boxes.json") == 2
+    assert "proposals: found boxes.json; allowed for a detector with a region proposal network: none" in (
+        capsys.readouterr().err
+    )
+    assert ohem(*train, *given, "--val", f"{data}@test", "--run", "run") == 0
+    assert "proposals of" not in capsys.readouterr().out  # no selective search
+    assert not (tmp_path / "cache").exists()
+
+    assert ohem("evaluate", "run", "--data", f"{data}@test", "--workers", 0) == 0
+    metrics = json.loads(Path("run/evaluation/metrics.json").read_text())
+    assert metrics["voc07"]["mean_ap"] > 0.5
+    assert metrics["settings"].keys() == {"image", "detection", "rpn"}
+    assert ohem("detect", "run", data / "JPEGImages", "--workers", 0) == 0
+    found = json.loads(Path("detections/detections.json").read_text())["images"]
+    assert sum(len(one["objects"]) for one in found) > 0
+    assert ohem("harvest", "run", "hard.json", *given) == 2
+    assert "run: found a detector with a region proposal network, whose proposals change" in capsys.readouterr().err
 
 
 def test_coco_data_and_published_proposals_go_the_same_road(tmp_path: Path) -> None:
@@ -187,6 +220,8 @@ def test_faults_of_annotations_and_pictures_are_told_together(
         (["data", "voc7"], "found 'voc7' (did you mean voc07?); allowed: voc07, voc12"),
         (["data", "voc07"], "found no folder; allowed: ohem data voc07 DIR"),
         (["evaluate", "nowhere", "--data", "data"], "nowhere: found no such file"),
+        (["report", "nowhere"], "nowhere: found no run.json and recipe.yaml"),
+        (["inspect", "nowhere", "--data", "data"], "nowhere: found no such file"),
         (["submit", "nowhere", "voc12", "--data", "data"], "nowhere: found no such file"),
         (["detect", "data", "x.jpg"], "data: found no run.json"),
     ],

@@ -130,7 +130,7 @@ def test_an_interrupted_run_ends_in_the_same_weights_and_saves_no_copy(tmp_path:
         ("ranking={kind: low_rank, rank: 0}", "rank: found 0"),
         ("ranking={kind: low_rank, share: 2}", "share: found 2"),
         ("ranking={kind: low_rank, refresh: 0}", "refresh: found 0"),
-        ("ranking=fast", "kind: found 'fast'; allowed: exact, low_rank"),
+        ("ranking=fast", "kind: found 'fast'; allowed: exact, half, low_rank"),
     ],
 )
 def test_wrong_settings_are_refused(override: str, named: str) -> None:

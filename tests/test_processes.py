@@ -131,6 +131,13 @@ def test_also_in_float16_with_an_average_of_the_weights(bench: Path) -> None:
     assert difference(bench / "half-1", bench / "half-2") == 0
 
 
+def test_also_faster_r_cnn_and_its_anchors_drawn_at_random(bench: Path) -> None:
+    detector = "detector={kind: fasterrcnn_lite0, image: {shortest: 72, longest: 96}, head: {fc: [32]}}"
+    for count in (1, 2):
+        train(bench, count, *new_run(f"faster-{count}", detector, "sampler=random", "sampler.bg_lo=0", "iterations=4"))
+    assert difference(bench / "faster-1", bench / "faster-2") == 0
+
+
 def kill_one(bench: Path, name: str, restarts: int) -> int:
     """Start two processes, kill one in mid-training, and return torchrun's exit code."""
     with subprocess.Popen(

@@ -185,3 +185,50 @@ def test_the_paper_s_rows_have_their_batch_and_schedule() -> None:
         steps = {"voc07": (80, 30), "voc12": (80, 30), "voc0712": (200, 40), "voc07pp12": (200, 40), "coco": (240, 160)}
         if "official" not in name and "bootstrap" not in name:
             assert (recipe.iterations // 1000, recipe.schedule.step_every // 1000) == steps[data], name
+
+
+def test_a_detector_goes_by_the_name_of_a_built_in_recipe_or_of_torchvision_s(tmp_path: Path) -> None:
+    lite0, faster = load_recipe("lite0"), load_recipe("fasterrcnn_lite0")
+    assert load_recipe("lite0", ["detector=fasterrcnn_lite0"]).detector == faster.detector
+    assert Recipe(detector="fasterrcnn_lite0").detector == faster.detector  # type: ignore[arg-type]
+    assert load_recipe("fasterrcnn_lite0", ["detector=lite0"]).detector == lite0.detector
+    smaller = load_recipe("lite0", ["detector=fasterrcnn_lite0", "detector.image.shortest=96"]).detector
+    assert smaller.image == faster.detector.image.model_copy(update={"shortest": 96})
+    assert smaller.rpn == faster.detector.rpn
+    (tmp_path / "mine.yaml").write_text(
+        "base: lite0\ndetector: {kind: fasterrcnn_resnet50_fpn, rpn: {min_score: 0.1}}\n"
+    )
+    (tmp_path / "more.yaml").write_text("base: mine.yaml\ndetector: {image: {shortest: 400}}\n")
+    theirs = load_recipe(str(tmp_path / "more.yaml"))
+    assert theirs.detector.kind == "fasterrcnn_resnet50_fpn"
+    assert (theirs.detector.image.shortest, theirs.detector.image.longest) == (400, 1333)
+    assert (theirs.detector.rpn.min_score, theirs.detector.rpn.train_proposals) == (0.1, 2000)
+    (tmp_path / "copy.yaml").write_text(dump_recipe(theirs))
+    assert load_recipe(str(tmp_path / "copy.yaml")) == theirs
+
+
+def test_settings_that_a_detector_has_not_are_refused() -> None:
+    theirs, faster = ["detector=fasterrcnn_resnet50_fpn"], ["detector=fasterrcnn_lite0"]
+    for overrides, told in (
+        (
+            ["detector=maskrcnn_resnet50_fpn"],
+            "detector.kind: found 'maskrcnn_resnet50_fpn'; allowed: fasterrcnn_.*masks",
+        ),
+        (["detector=fasterrcnn_resnet5"], "detector.kind: found 'fasterrcnn_resnet5'; allowed: .*built-in recipe"),
+        ([*theirs, "detector.head.fc=[64]"], "detector.head: found an unknown field; allowed: kind, weights, freeze"),
+        (
+            [*theirs, "detector.rpn.anchor_sizes=[8]"],
+            "detector.rpn.anchor_sizes: found an unknown field; allowed: train_",
+        ),
+        ([*theirs, "detector.freeze=half"], "detector.freeze: found 'half'; allowed: 'early'"),
+        ([*theirs, "ranking=low_rank"], "ranking: found low_rank; allowed for torchvision's detectors: exact"),
+        ([*faster, "detector.rpn.anchors=[8]"], r"detector.rpn.anchors: found an unknown field \(did you mean anchor_"),
+        ([*faster, "detector.proposals.mode=quality"], "detector.proposals: found settings; allowed with rpn"),
+        ([*faster, "detector.delta_stats=empirical"], "detector.delta_stats: found empirical; allowed with rpn"),
+        ([*faster, "detector.rpn.bg_iou=0.8"], "detector.rpn.bg_iou: found 0.8; allowed: at most fg_iou, 0.7"),
+        ([*faster, "rpn_sampler={kind: hard, cap: batch}"], "rpn_sampler.cap: found batch; allowed: image"),
+        (["rpn_sampler=hard"], "rpn_sampler: found hard; allowed for a detector without region proposal network: null"),
+        (["detector.backbone.nam=x"], r"detector.backbone.nam: found an unknown field \(did you mean name\?\)"),
+    ):
+        with pytest.raises(OhemError, match=told):
+            load_recipe("lite0", overrides)

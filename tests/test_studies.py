@@ -296,6 +296,27 @@ def test_what_cannot_run_is_listed_and_the_rest_goes_on(workshop: Workshop) -> N
     assert workshop.results.get("ohem-s0") is not None
 
 
+def test_a_detector_that_makes_its_proposals_is_studied_without_any(tmp_path: Path) -> None:
+    shapes = make_shapes(tmp_path / "data", train=6, test=4)
+    splits = shapes / "ImageSets/Main"
+    (splits / "trainval.txt").write_text((splits / "train.txt").read_text())
+    (shapes / "selective_search").mkdir()
+    for name in ("trainval", "test"):
+        (shapes / "selective_search" / f"{name}.mat").write_bytes(b"not looked at")
+    (tmp_path / "faster.yaml").write_text(SMALL.replace("base: lite0", "base: fasterrcnn_lite0"))
+    study = open_study("rivals", "mini", tmp_path, data=str(shapes), recipe=str(tmp_path / "faster.yaml"))
+    kept = {name: study.trainings[name] for name in ("frcn", "bootstrap")}
+    table = replace(study.tables["rivals"], rows=tuple(r for r in study.tables["rivals"].rows if r.training in kept))
+    small = replace(study, trainings=kept, tables={"rivals": table}, rates=())
+    done = Workshop(small, tmp_path / "out", SILENT, workers=0)
+    not_run = run_jobs(plan_jobs(small, "rivals", 1), done)
+    assert list(not_run) == ["bootstrap-s0"]
+    assert "found a detector with a region proposal network" in not_run["bootstrap-s0"]
+    result = done.results.get("frcn-s0")
+    assert result is not None
+    assert result["loss_test"] > 0
+
+
 def test_unknown_targets_name_the_known_ones_before_any_data_are_made(tmp_path: Path) -> None:
     with pytest.raises(OhemError, match="claims, figure3, joins, rivals, table1"):
         open_study("table7", "mini", tmp_path)

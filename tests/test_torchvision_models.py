@@ -17,11 +17,10 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import box_iou
 
 import ohem
-from ohem.losses import NonFiniteLossError
+from ohem.losses import NonFiniteLossError, anchor_losses
 from ohem.rivals import IoUBalancedSampler, QuotaSampler, RankSampler, StratifiedSampler
 from ohem.rois import Rois
 from ohem.samplers import AllSampler, HardSampler, RandomSampler
-from ohem.torchvision_models import _anchor_losses
 
 BUILDERS = [
     "fasterrcnn_resnet50_fpn",
@@ -717,10 +716,10 @@ def test_gradients_of_the_losses_of_anchors():
     labels = torch.tensor([1, 0, -1, 1, 0])
     rng = Generator().manual_seed(0)
     logits, deltas, truth = (torch.randn(5, *more, generator=rng, dtype=torch.float64) for more in ((), (4,), (4,)))
-    anchors = [Rois(torch.zeros(5, 4), labels, torch.zeros(5), truth)]
+    anchors = Rois(torch.zeros(5, 4), labels, torch.zeros(5), truth)
 
     def parts(logits, deltas):
-        (losses,) = _anchor_losses(logits, deltas, anchors)
+        losses = anchor_losses(logits, deltas, anchors)
         return losses.cls, losses.box
 
     assert torch.autograd.gradcheck(parts, (logits.requires_grad_(), deltas.requires_grad_()))

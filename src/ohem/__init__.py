@@ -12,9 +12,12 @@ if TYPE_CHECKING:
     from ohem.errors import DataError, Fault, OhemError
     from ohem.losses import RoiLosses, roi_losses
     from ohem.models.fast_rcnn import FastRCNN
+    from ohem.models.faster_rcnn import FasterRCNN
     from ohem.models.weights import load_detector
     from ohem.pictures import detect_pictures
     from ohem.recipes.recipe import Recipe, load_recipe
+    from ohem.report.inspection import inspect_annotations
+    from ohem.report.report import make_report
     from ohem.reweighting import FocalLoss, GradientHarmonized
     from ohem.rivals import IoUBalancedSampler, QuotaSampler, RankSampler, StratifiedSampler
     from ohem.rois import Rois, label_rois
@@ -28,6 +31,7 @@ _HOME = {
     "AllSampler": "samplers",
     "DataError": "errors",
     "FastRCNN": "models.fast_rcnn",
+    "FasterRCNN": "models.faster_rcnn",
     "Fault": "errors",
     "FocalLoss": "reweighting",
     "GradientHarmonized": "reweighting",
@@ -47,10 +51,12 @@ _HOME = {
     "detect_pictures": "pictures",
     "evaluate": "workflow",
     "hard_examples": "samplers",
+    "inspect_annotations": "report.inspection",
     "label_rois": "rois",
     "load_dataset": "data.sources",
     "load_detector": "models.weights",
     "load_recipe": "recipes.recipe",
+    "make_report": "report.report",
     "remove_sampler": "torchvision_models",
     "replay": "training.replay",
     "resume": "workflow",
@@ -64,6 +70,7 @@ __all__ = [
     "AllSampler",
     "DataError",
     "FastRCNN",
+    "FasterRCNN",
     "Fault",
     "FocalLoss",
     "GradientHarmonized",
@@ -83,10 +90,12 @@ __all__ = [
     "detect_pictures",
     "evaluate",
     "hard_examples",
+    "inspect_annotations",
     "label_rois",
     "load_dataset",
     "load_detector",
     "load_recipe",
+    "make_report",
     "remove_sampler",
     "replay",
     "resume",

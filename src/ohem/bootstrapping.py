@@ -73,9 +73,14 @@ def harvest(
     if out.exists():
         raise OhemError(f"{out}: found a file there already; allowed: a new file")
     detector, spec, classes = load_detector(find_weights(source, weights))
+    if spec.given_proposals is None:
+        raise OhemError(
+            f"{source}: found a detector with a region proposal network, whose proposals change as it learns; allowed: one"
+            " that is given its proposals"
+        )
     wanted = (data_spec or DataSpec(other_classes="drop")).model_copy(update={"classes": classes})
     dataset = open_dataset(data, wanted, reporter)
-    every = open_proposals(dataset, proposals, spec.proposals, workers, reporter)
+    every = open_proposals(dataset, proposals, spec.given_proposals, workers, reporter)
 
     def progress(done: int, total: int) -> None:
         reporter.progress("harvesting", done, total)
@@ -84,7 +89,7 @@ def harvest(
     rows: list[dict[str, object]] = []
     candidates = 0
     for image in score_images(detector, spec, dataset.records, every, workers=workers, progress=progress):
-        boxes = every[image.record.id][: spec.proposals.max_per_image or None]
+        boxes = every[image.record.id][: spec.max_proposals or None]
         losses = image.losses.total[: len(boxes)].numpy()
         chosen = is_hard(image, max_background)[: len(boxes)].numpy()
         if not chosen.any() and len(boxes):

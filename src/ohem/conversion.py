@@ -15,6 +15,7 @@ from ohem.files import write_atomically
 from ohem.models.backbones import CAFFE
 from ohem.models.caffe_networks import CaffeWeights, read_network
 from ohem.models.pretrained import load_vgg
+from ohem.models.spec import DetectorSpec
 from ohem.models.weights import build_detector, save_detector
 from ohem.recipes.recipe import load_recipe
 
@@ -81,6 +82,7 @@ def _classes(source: Path, weights: CaffeWeights, given: Sequence[str] | None) -
 
 def _save_detector(out: Path, weights: CaffeWeights, classes: tuple[str, ...]) -> None:
     spec = load_recipe(weights.network).detector
+    assert isinstance(spec, DetectorSpec)  # both built-in recipes are of parts
     spec = spec.model_copy(update={"head": spec.head.model_copy(update={"fc": weights.fc})})
     detector = build_detector(spec, len(classes))
     detector.backbone.preprocessing = CAFFE

@@ -10,6 +10,7 @@ from torchvision.ops import batched_nms, box_area, box_iou
 from ohem.data.dataset import Detections, ImageId, ImageRecord, Proposals
 from ohem.data.loading import Draw, Sample, Samples, load_batches
 from ohem.models.fast_rcnn import FastRCNN
+from ohem.models.faster_rcnn import FasterRCNN
 from ohem.models.spec import DetectionSpec, ImageSpec
 
 CANONICAL_AREA = 224.0**2
@@ -114,6 +115,17 @@ class Scorer:
             return torch.cat([s for s, _ in rows]), torch.cat([b for _, b in rows]), every.repeat(len(rows))
         return torch.stack([s for s, _ in rows]).mean(dim=0), torch.stack([b for _, b in rows]).mean(dim=0), every
 
+    def propose(self, given: Tensor) -> Tensor:
+        """The boxes (P, 4) to begin with, in pixels of the original image.
+
+        Args:
+            given: at the first scale, in pixels of its view. A region proposal network makes its own instead, at each
+                scale.
+        """
+        scales = range(len(self.factors)) if isinstance(self.detector, FasterRCNN) else (0,)
+        found = [self.detector.propose(self.features[s], self.sizes[s], given) / self.factors[s] for s in scales]
+        return torch.cat(found)
+
     def _at(self, scale: int, boxes: Tensor) -> tuple[Tensor, Tensor]:
         factor = self.factors[scale]
         scores, moved = self.detector.score_rois(self.features[scale], boxes * factor, self.sizes[scale])
@@ -158,9 +170,9 @@ def detect_image(detector: FastRCNN, views: Sequence[Sample], spec: DetectionSpe
         views: the image at each scale, not mirrored.
         spec: thresholds, and how scales are joined and boxes refined.
     """
-    first = views[0]
-    proposals = (first.proposals / torch.tensor([*first.scale, *first.scale])).to(detector.delta_mean.device)
-    found = score_and_refine(Scorer(detector, views, spec.join), proposals, spec)
+    scorer = Scorer(detector, views, spec.join)
+    proposals = scorer.propose(views[0].proposals.to(detector.delta_mean.device))
+    found = score_and_refine(scorer, proposals, spec)
     kept = suppress(found, spec.nms_iou, spec.max_detections)
     if spec.refine is not None and spec.vote_iou is not None:
         kept = vote(kept, found, spec.vote_iou)

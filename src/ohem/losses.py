@@ -11,6 +11,9 @@ from torch import Tensor
 from ohem.errors import OhemError
 from ohem.rois import Rois
 
+TORCHVISION_BETA = 1 / 9
+"""Of smooth-L1 in torchvision's ``fastrcnn_loss`` and in its region proposal network."""
+
 
 class NonFiniteLossError(OhemError):
     """A RoI's loss is NaN or infinite. Training on it, or ranking by it, would ruin the weights.
@@ -20,9 +23,9 @@ class NonFiniteLossError(OhemError):
         fault: the RoI, the term and what was found.
     """
 
-    def __init__(self, image: int, roi: int, term: str, value: float, box: list[float]) -> None:
+    def __init__(self, image: int, roi: int, term: str, value: float, box: list[float], what: str = "RoI") -> None:
         self.image = image
-        self.fault = f"RoI {roi} {box}: {term} loss: found {value}; allowed: finite numbers"
+        self.fault = f"{what} {roi} {box}: {term} loss: found {value}; allowed: finite numbers"
         super().__init__(f"image {image} of the batch, {self.fault}")
 
 
@@ -75,6 +78,26 @@ def roi_losses(logits: Tensor, deltas: Tensor, rois: Rois, *, beta: float = 1.0)
     return RoiLosses(cls, box)
 
 
+def anchor_losses(objectness: Tensor, deltas: Tensor, anchors: Rois, *, beta: float = TORCHVISION_BETA) -> RoiLosses:
+    """The loss of every anchor of a region proposal network (Faster R-CNN, arXiv 1506.01497, equation 1).
+
+    Binary cross entropy of its objectness, and smooth-L1 of its deltas where it is on an object.
+
+    Args:
+        objectness: (A,) logits.
+        deltas: (A, 4).
+        anchors: what they are to be: label 1 for an object.
+        beta: see :func:`roi_losses`.
+
+    Returns:
+        Losses in float32 at least.
+    """
+    label = anchors.labels.to(anchors.deltas.dtype)
+    cls = F.binary_cross_entropy_with_logits(at_least_float32(objectness), label.clamp(min=0), reduction="none")
+    box = F.smooth_l1_loss(at_least_float32(deltas), anchors.deltas, beta=beta, reduction="none").sum(dim=1)
+    return RoiLosses(torch.where(label >= 0, cls, 0.0), torch.where(label > 0, box, 0.0))
+
+
 def mean_losses(losses: Sequence[RoiLosses], over: Literal["image", "batch"] = "image") -> RoiLosses:
     """The training loss of the selected RoIs: both parts divided by the number of RoIs, not of foreground RoIs.
 
@@ -95,13 +118,13 @@ def mean_losses(losses: Sequence[RoiLosses], over: Literal["image", "batch"] = "
     return RoiLosses(sum_of(cls) / len(losses), sum_of(box) / len(losses))
 
 
-def require_finite(losses: Sequence[RoiLosses], rois: Sequence[Rois]) -> None:
-    """Raise :class:`NonFiniteLossError` for the first loss that is NaN or infinite."""
+def require_finite(losses: Sequence[RoiLosses], rois: Sequence[Rois], what: str = "RoI") -> None:
+    """Raise :class:`NonFiniteLossError` for the first loss that is NaN or infinite; ``what`` the RoIs are called."""
     for image, (each, boxes) in enumerate(zip(losses, rois, strict=True)):
         for term, values in (("class", each.cls), ("box", each.box)):
             if not values.isfinite().all():
                 roi = int((~values.isfinite()).nonzero()[0])
-                raise NonFiniteLossError(image, roi, term, values[roi].item(), boxes.boxes[roi].tolist())
+                raise NonFiniteLossError(image, roi, term, values[roi].item(), boxes.boxes[roi].tolist(), what)
 
 
 def at_least_float32(values: Tensor) -> Tensor:

@@ -4,13 +4,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ohem.data.dataset import ImageRecord, Proposals
-from ohem.data.loading import Draw, Samples, load_batches
+from ohem.data.loading import Draw, Sample, Samples, load_batches
 from ohem.losses import RoiLosses
 from ohem.models.fast_rcnn import FastRCNN
-from ohem.models.spec import DetectorSpec
+from ohem.models.roi_head import Feature
+from ohem.models.spec import AnyDetectorSpec
 from ohem.rois import Rois
+
+Classify = Callable[[Tensor], Tensor]
+"""(K, 4) boxes in pixels of the original image -> (K, C + 1) class probabilities, background first."""
+
+
+def _forgotten(boxes: Tensor) -> Tensor:
+    raise ValueError("classify: found an image without features; allowed: one that score_images yielded last")
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,16 +30,18 @@ class ScoredImage:
         record: the image.
         rois: labelled; boxes in pixels of the original image, xyxy, 0-based half-open.
         losses: of each, without dropout.
+        classify: what the detector takes boxes of this image for.
     """
 
     record: ImageRecord
     rois: Rois
     losses: RoiLosses
+    classify: Classify = _forgotten
 
 
 def score_images(
     detector: FastRCNN,
-    spec: DetectorSpec,
+    spec: AnyDetectorSpec,
     records: Sequence[ImageRecord],
     proposals: Proposals,
     *,
@@ -38,6 +49,8 @@ def score_images(
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[ScoredImage]:
     """The losses of all RoIs of images as they are, not mirrored, without dropout.
+
+    A detector with a region proposal network is measured on its own proposals, those of detection.
 
     This is how section 5.5 compares samplers: a loss that does not depend on which RoIs a sampler would choose.
 
@@ -51,17 +64,30 @@ def score_images(
     """
     detector.eval()
     device = detector.delta_mean.device
-    samples = Samples(records, proposals, spec.image, spec.proposals.max_per_image)
+    samples = Samples(records, proposals, spec.image, spec.max_proposals)
     batches = load_batches(samples, [[Draw(i)] for i in range(len(records))], workers)
     for done, (record, (sample,)) in enumerate(zip(records, batches, strict=True), start=1):
         target = {name: value.to(device) for name, value in sample.target.items()}
-        rois = detector.label(sample.proposals.to(device), target)
+        size = (sample.image.shape[1], sample.image.shape[2])
         with torch.inference_mode():
-            losses = detector.rank(detector.features([sample.image.to(device)]), [rois], dropout=False)[0]
+            features = detector.features([sample.image.to(device)])
+            rois = detector.label(detector.propose(features[0], size, sample.proposals.to(device)), target)
+            losses = detector.rank(features, [rois], dropout=False)[0]
         rois.boxes = rois.boxes / rois.boxes.new_tensor([*sample.scale, *sample.scale])
-        yield ScoredImage(record, rois, losses)
+        yield ScoredImage(record, rois, losses, _classifier(detector, features[0], sample))
         if progress:
             progress(done, len(records))
+
+
+def _classifier(detector: FastRCNN, features: Feature, sample: Sample) -> Classify:
+    size = (sample.image.shape[1], sample.image.shape[2])
+
+    def classify(boxes: Tensor) -> Tensor:
+        with torch.inference_mode():
+            scaled = boxes.to(detector.delta_mean.device) * boxes.new_tensor([*sample.scale, *sample.scale])
+            return detector.score_rois(features, scaled, size)[0]
+
+    return classify
 
 
 def mean_loss(images: Iterator[ScoredImage]) -> float:

@@ -111,7 +111,7 @@ def detect_pictures(
     pictures = _as_dataset(find_pictures(images), classes)
     folder = free_folder(out, Path("detections"))
     start = time.perf_counter()
-    proposals = open_proposals(pictures, (), spec.proposals, workers, reporter)
+    proposals = open_proposals(pictures, (), spec.given_proposals, workers, reporter)
     made = time.perf_counter()
     shown = spec.detection.model_copy(update={"score_threshold": threshold})
     spec = spec.model_copy(update={"detection": shown})

@@ -1,12 +1,13 @@
 """How the read-only pass finds the hard RoIs: exactly, or at a fraction of the cost.
 
-The exact pass runs all RoIs through the head. :class:`LowRankRanking` lets a cheap copy of the head find the RoIs that
-may be hard, and runs those alone.
+The exact pass runs all RoIs through the head. :class:`HalfRanking` runs it in half precision. The others run a share of
+the RoIs alone, those that may be hard: :class:`LowRankRanking` lets a cheap copy of the head find them,
+:class:`RememberedRanking` the losses that they had when their image was last seen.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,17 @@ class ExactRanking:
 
 
 @dataclass(frozen=True)
+class HalfRanking:
+    """The loss of every RoI, by matrix products in half precision; RoI pooling and losses stay in float32.
+
+    Attributes:
+        precision: bfloat16 for GPUs since Ampere and CPUs that know it (AVX512-BF16, AMX); float16 for other GPUs.
+    """
+
+    precision: Literal["bfloat16", "float16"] = "bfloat16"
+
+
+@dataclass(frozen=True)
 class LowRankRanking:
     """Rank by a copy of the head with thin layers, then the share that looks hardest by the head itself.
 
@@ -36,11 +48,13 @@ class LowRankRanking:
         rank: principal components kept of each layer.
         share: of an image's RoIs that the head itself scores, besides foreground.
         refresh: passes after which the copy is made anew; a step is one, or with ``accumulate`` one an image.
+        precision: of the matrix products, as in :class:`HalfRanking`; the copy is made in float32.
     """
 
     rank: int = 256
     share: float = 0.2
     refresh: int = 50
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
 
     def __post_init__(self) -> None:
         require_at_least("rank", self.rank, 1)
@@ -48,7 +62,30 @@ class LowRankRanking:
         require_at_least("refresh", self.refresh, 1)
 
 
-Ranking = ExactRanking | LowRankRanking
+@dataclass(frozen=True)
+class RememberedRanking:
+    """Rank the share of an image's RoIs that had the greatest class losses when last seen, and all foreground.
+
+    The losses of the others are the remembered ones. A RoI whose loss falls makes room for the next, so a loss that is
+    out of date does not stay so. The first time an image is seen, and every ``refresh`` times from then on, all its
+    RoIs are scored: worth it for trainings of many epochs. Memory holds 2 bytes a RoI of the data set.
+
+    Attributes:
+        share: of an image's RoIs that the head scores, besides foreground.
+        refresh: times that an image is seen until all of its RoIs are scored again.
+        precision: of the matrix products, as in :class:`HalfRanking`.
+    """
+
+    share: float = 0.25
+    refresh: int = 8
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    def __post_init__(self) -> None:
+        require_share("share", self.share)
+        require_at_least("refresh", self.refresh, 1)
+
+
+Ranking = ExactRanking | HalfRanking | LowRankRanking | RememberedRanking
 
 
 class ThinHead(nn.Module):
@@ -113,3 +150,51 @@ class ThinHead(nn.Module):
         for i, up in enumerate(self.up):
             hidden = up(hidden if i == 0 else self.down[i](hidden)).relu_()
         return hidden
+
+
+class LossMemory(nn.Module):
+    """What the RoIs of each image cost when last seen. Its state belongs to a run, and to no detector.
+
+    Args:
+        settings: see :class:`RememberedRanking`.
+    """
+
+    def __init__(self, settings: RememberedRanking) -> None:
+        super().__init__()
+        self.settings = settings
+        self._seen: dict[int, int] = {}
+        self._losses: dict[int, Tensor] = {}
+
+    def recall(self, image: int, count: int) -> Tensor | None:
+        """Class losses (R,) float32 of the image's RoIs; None where all are to be scored: it counts as seen once more.
+
+        Args:
+            image: its number.
+            count: R.
+        """
+        times = self._seen.get(image, 0)
+        self._seen[image] = times + 1
+        losses = self._losses.get(image)
+        due = losses is None or len(losses) != count or times % self.settings.refresh == 0
+        return None if due else cast(Tensor, losses).float()
+
+    def keep(self, image: int, losses: Tensor) -> None:
+        """Remember class losses (R,) in float16; what is larger than its numbers becomes the largest of them."""
+        self._losses[image] = losses.cpu().clamp(max=torch.finfo(torch.float16).max).half()
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        """For ``state_dict``: images, times seen, and losses one behind the other."""
+        losses = list(self._losses.values())
+        return {
+            "images": torch.tensor(list(self._losses), dtype=torch.int64),
+            "seen": torch.tensor([self._seen[image] for image in self._losses], dtype=torch.int64),
+            "counts": torch.tensor([len(each) for each in losses], dtype=torch.int64),
+            "losses": torch.cat(losses) if losses else torch.zeros(0, dtype=torch.float16),
+        }
+
+    def set_extra_state(self, state: Any) -> None:
+        """For ``load_state_dict``."""
+        images = state["images"].tolist()
+        self._seen = dict(zip(images, state["seen"].tolist(), strict=True))
+        parts = torch.split(state["losses"], state["counts"].tolist())
+        self._losses = {image: part.clone() for image, part in zip(images, parts, strict=True)}

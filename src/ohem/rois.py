@@ -77,8 +77,8 @@ def label_rois(
     """
     no = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     difficult, crowd = (no if flag is None else flag for flag in (difficult, crowd))
-    _require_area("proposals", proposals)
-    _require_area("boxes", boxes)
+    require_area("proposals", proposals)
+    require_area("boxes", boxes)
     truth = ~(difficult | crowd)
     gt_boxes, gt_labels = boxes[truth], labels[truth]
     candidates = torch.cat([proposals, gt_boxes]) if add_ground_truth else proposals
@@ -91,14 +91,25 @@ def label_rois(
     roi_labels = labels.new_full((len(candidates),), BACKGROUND)
     roi_labels[foreground] = gt_labels[match[foreground]]
     if ignore and not truth.all():
-        on_difficult = box_iou(candidates, boxes[difficult & ~crowd]).ge(fg_iou).any(dim=1)
-        in_crowd = _share_inside(candidates, boxes[crowd]).ge(fg_iou).any(dim=1)
-        roi_labels[(on_difficult | in_crowd) & ~foreground] = IGNORED
+        roi_labels[on_ignored(candidates, boxes[difficult & ~crowd], boxes[crowd], fg_iou) & ~foreground] = IGNORED
 
     deltas = candidates.new_zeros(len(candidates), 4)
     raw = encode_deltas(candidates[foreground], gt_boxes[match[foreground]])
     deltas[foreground] = stats.normalize(raw, roi_labels[foreground])
     return Rois(candidates, roi_labels, max_iou, deltas)
+
+
+def on_ignored(candidates: Tensor, difficult: Tensor, crowd: Tensor, share: float) -> Tensor:
+    """(R,) bool: an IoU of at least ``share`` with a difficult object, or that share of its own area in a crowd region.
+
+    Args:
+        candidates: (R, 4) xyxy.
+        difficult: (D, 4) boxes.
+        crowd: (K, 4) regions.
+        share: in (0, 1].
+    """
+    overlaps = torch.cat([box_iou(candidates, difficult), _share_inside(candidates, crowd)], dim=1)
+    return overlaps.ge(share).any(dim=1)
 
 
 def _share_inside(boxes: Tensor, regions: Tensor) -> Tensor:
@@ -109,7 +120,8 @@ def _share_inside(boxes: Tensor, regions: Tensor) -> Tensor:
     return shares
 
 
-def _require_area(name: str, boxes: Tensor) -> None:
+def require_area(name: str, boxes: Tensor) -> None:
+    """Raise ValueError for a box without area, or with a coordinate that is not finite."""
     bad = ~((boxes[:, 2:] > boxes[:, :2]).all(dim=1) & boxes.isfinite().all(dim=1))
     if bad.any():
         first = int(bad.nonzero()[0])

@@ -107,7 +107,7 @@ def submit(
     test_set = _test_set(server, dataset, test_set)
     if len(dataset) != _IMAGES.get(test_set, len(dataset)):
         reporter.say(f"{dataset.name} has {len(dataset)} images, the server's {test_set} {_IMAGES[test_set]}")
-    boxes = open_proposals(dataset, proposals, spec.proposals, workers, reporter)
+    boxes = open_proposals(dataset, proposals, spec.given_proposals, workers, reporter)
     found = run_detector(detector, spec, dataset.records, boxes, device=device, workers=workers, reporter=reporter)
     if server == "voc12":
         archive = _pack_voc(folder, name, dataset, found)

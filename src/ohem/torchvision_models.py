@@ -12,7 +12,6 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.roi_heads import RoIHeads
@@ -20,14 +19,11 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_iou
 
-from ohem.losses import RoiLosses, at_least_float32, require_finite, roi_losses
+from ohem.losses import TORCHVISION_BETA, RoiLosses, anchor_losses, at_least_float32, require_finite, roi_losses
 from ohem.models.fast_rcnn import LossLayer
 from ohem.models.roi_head import read_only
 from ohem.rois import Rois
 from ohem.samplers import Sampler, require_at_least
-
-SMOOTH_L1_BETA = 1 / 9
-"""Of torchvision's ``fastrcnn_loss`` and of its region proposal network."""
 
 NOTHING_TO_CHOOSE = {
     RetinaNet: "it classifies all anchors, and focal loss weighs the easy ones down; train it as it is",
@@ -277,7 +273,7 @@ class MiningRoIHeads(_Mined, RoIHeads):  # type: ignore[misc]  # torchvision has
                 deltas.append(outputs[1])
             sizes = [len(each) for each in rois]
             outputs_of = zip(*(torch.split(torch.cat(each), sizes) for each in (logits, deltas)), rois, strict=True)
-            losses = [roi_losses(*image, beta=SMOOTH_L1_BETA) for image in outputs_of]
+            losses = [roi_losses(*image, beta=TORCHVISION_BETA) for image in outputs_of]
         require_finite(losses, rois)
         return losses
 
@@ -316,8 +312,10 @@ class MiningRPN(_Mined, RegionProposalNetwork):  # type: ignore[misc]
             for (boxes, iou), label, target in zip(self._anchors, labels, regression_targets, strict=True)
         ]
         del self._anchors
-        losses = _anchor_losses(objectness.detach().flatten(), pred_bbox_deltas.detach(), rois)
-        require_finite(losses, rois)
+        sizes = [len(image) for image in rois]
+        scored = (torch.split(each.detach(), sizes) for each in (objectness.flatten(), pred_bbox_deltas))
+        losses = [anchor_losses(*image) for image in zip(*scored, rois, strict=True)]
+        require_finite(losses, rois, "anchor")
         chosen = self.mining.sampler(rois, LossLayer(losses), torch.default_generator)
         if not sum(map(len, chosen)):
             return objectness[:0].sum(), pred_bbox_deltas[:0].sum()
@@ -333,18 +331,6 @@ class MiningRPN(_Mined, RegionProposalNetwork):  # type: ignore[misc]
             return result
         finally:
             self.fg_bg_sampler = own
-
-
-def _anchor_losses(objectness: Tensor, deltas: Tensor, anchors: list[Rois]) -> list[RoiLosses]:
-    """What each anchor costs: objectness (A,) and deltas (A, 4) of all images, one behind the other."""
-    losses = []
-    sizes = [len(image) for image in anchors]
-    for logits, moves, image in zip(torch.split(objectness, sizes), torch.split(deltas, sizes), anchors, strict=True):
-        label = image.labels.to(image.deltas.dtype)
-        cls = F.binary_cross_entropy_with_logits(at_least_float32(logits), label.clamp(min=0), reduction="none")
-        box = F.smooth_l1_loss(at_least_float32(moves), image.deltas, beta=SMOOTH_L1_BETA, reduction="none").sum(dim=1)
-        losses.append(RoiLosses(torch.where(label >= 0, cls, 0.0), torch.where(label > 0, box, 0.0)))
-    return losses
 
 
 def _every_labelled(labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 
 from ohem.data.check import load_checked
@@ -21,12 +22,12 @@ from ohem.evaluation.voc import VocResult, evaluate_voc
 from ohem.files import write_atomically
 from ohem.inference import detect
 from ohem.models.fast_rcnn import FastRCNN
-from ohem.models.spec import DetectorSpec, ProposalSpec
+from ohem.models.spec import AnyDetectorSpec, ProposalSpec
 from ohem.models.weights import load_detector
 from ohem.proposals.cache import ProposalCache, ProposalSetting, default_cache_path, make_proposals
 from ohem.proposals.imports import load_proposals, validate_proposals
-from ohem.ranking import LowRankRanking
-from ohem.recipes.recipe import DataSpec, Recipe, override_spec
+from ohem.ranking import LowRankRanking, RememberedRanking
+from ohem.recipes.recipe import RANKINGS, DataSpec, Recipe, override_spec
 from ohem.training.loop import AnnotatedImages, Observer, new_detector
 from ohem.training.loop import train as train_loop
 from ohem.training.processes import Processes
@@ -92,16 +93,22 @@ def open_dataset(
 def open_proposals(
     dataset: DetectionDataset,
     files: Sequence[str],
-    spec: ProposalSpec,
+    spec: ProposalSpec | None,
     workers: int,
     reporter: Reporter,
     cache: Path | None = None,
 ) -> Proposals:
     """Proposals from the named files, or selective search's, made where they are missing and kept in a cache file.
 
+    None of any image where ``spec`` is None: for a detector that makes its own.
+
     Raises:
-        OhemError: a file is unreadable, or does not have the boxes of every image.
+        OhemError: a file is unreadable, does not have the boxes of every image, or is of no use.
     """
+    if spec is None:
+        if files:
+            raise OhemError(f"proposals: found {files[0]}; allowed for a detector with a region proposal network: none")
+        return {record.id: np.zeros((0, 4), np.float32) for record in dataset.records}
     if files:
         proposals, notes = load_proposals([Path(name) for name in files])
         for note in notes:
@@ -230,8 +237,9 @@ def _require_together(recipe: Recipe, processes: Processes) -> None:
         raise OhemError(
             "sampler.cap: found batch; allowed with several processes: image, since each ranks its own images"
         )
-    if processes.count > 1 and isinstance(recipe.ranking, LowRankRanking):
-        raise OhemError("ranking: found low_rank; allowed with several processes: exact")
+    if processes.count > 1 and isinstance(recipe.ranking, LowRankRanking | RememberedRanking):
+        kind = RANKINGS.write(recipe.ranking)["kind"]  # each process would have a state of its own
+        raise OhemError(f"ranking: found {kind}; allowed with several processes: exact, half")
 
 
 def _open_all(
@@ -249,7 +257,7 @@ def _open_all(
 def _open_sets(
     recipe: Recipe, sources: Sources, workers: int, reporter: Reporter
 ) -> tuple[AnnotatedImages, AnnotatedImages | None]:
-    spec = recipe.detector.proposals
+    spec = recipe.detector.given_proposals
     whole = open_dataset(sources.train, recipe.data, reporter)
     train_set, val_set = whole, None
     if sources.val:
@@ -365,7 +373,7 @@ def evaluate(
     split = dataset.name.rpartition("@")[2] if "@" in dataset.name else "all"
     if dataset.format == "voc":
         voc_result_paths(folder / "voc", dataset, split)  # refuses names before hours are spent
-    boxes = open_proposals(dataset, proposals, spec.proposals, workers, reporter)
+    boxes = open_proposals(dataset, proposals, spec.given_proposals, workers, reporter)
     found = run_detector(detector, spec, dataset.records, boxes, device=device, workers=workers, reporter=reporter)
     result = Evaluation(
         folder,
@@ -379,10 +387,13 @@ def evaluate(
         save_voc_results(folder / "voc", dataset, found, split)
     metrics = {
         "data": dataset.name,
+        "sources": list(data),
         "images": len(dataset),
         "fingerprint": fingerprint(dataset, boxes),
         "weights": file.name,
-        "settings": spec.model_dump(mode="json", include={"image", "proposals", "detection"}),
+        "settings": spec.model_dump(
+            mode="json", include={"image", "detection", "proposals" if spec.given_proposals else "rpn"}
+        ),
         "voc07": result.voc07.to_json(),
         "voc12": result.voc12.to_json(),
         "coco": result.coco.to_json(),
@@ -393,7 +404,7 @@ def evaluate(
 
 def run_detector(
     detector: FastRCNN,
-    spec: DetectorSpec,
+    spec: AnyDetectorSpec,
     records: Sequence[ImageRecord],
     proposals: Proposals,
     *,
@@ -408,7 +419,7 @@ def run_detector(
         proposals,
         spec.image,
         spec.detection,
-        max_proposals=spec.proposals.max_per_image,
+        max_proposals=spec.max_proposals,
         workers=workers,
         progress=lambda done, total: reporter.progress("detecting", done, total),
     )

@@ -44,7 +44,8 @@ class Sample:
         id: of the record.
         image: (3, H, W) uint8 RGB.
         proposals: (P, 4) float32.
-        target: ``boxes`` (G, 4) float32, ``labels`` (G,) int64, ``difficult`` and ``crowd`` (G,) bool.
+        target: ``boxes`` (G, 4) float32, ``labels`` (G,) int64, ``difficult`` and ``crowd`` (G,) bool, and of
+            :class:`Samples` ``image_id``, the index of the record.
         scale: (x, y) factors from the original image to this one.
     """
 
@@ -127,7 +128,7 @@ class Samples(Dataset[Any]):
                 allowed = "files that stay as they are until the end"
                 raise DataError([Fault(record.path, "", "another file than at the beginning, or none", allowed)])
             proposals = self.proposals[record.id]
-            return make_sample(
+            sample = make_sample(
                 record,
                 proposals,
                 self.spec,
@@ -137,6 +138,8 @@ class Samples(Dataset[Any]):
             )
         except OhemError as error:
             return error
+        sample.target["image_id"] = torch.tensor(draw.index)
+        return sample
 
 
 def _stamp(path: Path) -> tuple[int, int]:

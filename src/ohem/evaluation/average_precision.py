@@ -80,7 +80,7 @@ def match_detections(
         gt_ignored: (G,) objects that need not be found: difficult ones, crowds.
         iou_threshold: in (0, 1].
     """
-    iou, gt = _best_overlaps(images, boxes, gt_images, gt_boxes)
+    iou, gt = best_overlaps(images, boxes, gt_images, gt_boxes)
     found = iou >= iou_threshold
     ignored = np.zeros(len(boxes), dtype=np.bool_)
     ignored[found] = gt_ignored[gt[found]]
@@ -137,7 +137,7 @@ def _by_falling_score(scores: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.argsort(-scores, kind="stable")
 
 
-def _best_overlaps(
+def best_overlaps(
     images: NDArray[np.int64],
     boxes: NDArray[np.float64],
     gt_images: NDArray[np.int64],

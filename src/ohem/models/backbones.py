@@ -60,11 +60,15 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) RGB, uint8 or float in [0, 1], to (N, C, about H / stride, about W / stride)."""
+        return self.maps(self.prepare(images))
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) RGB, uint8 or float in [0, 1], to what the first layer reads."""
         images = images.float().div(255) if images.dtype == torch.uint8 else images
         images = self.preprocessing(images)
         if images.device.type == "cpu":  # oneDNN's convolutions are faster so, and pooling reads cells of all channels
             images = images.contiguous(memory_format=torch.channels_last)
-        return self.maps(images)
+        return images
 
     def maps(self, images: Tensor) -> Tensor:
         """The network proper, on preprocessed images."""
@@ -204,10 +208,15 @@ class TimmBackbone(Backbone):
     def train(self, mode: bool = True) -> "TimmBackbone":
         """Training mode, with BatchNorm left in evaluation mode."""
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        freeze_batch_norm(self)
         return self
+
+
+def freeze_batch_norm(network: nn.Module) -> None:
+    """Leave its BatchNorm layers in evaluation mode: they use their stored statistics and do not change them."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
 
 
 def build_backbone(spec: BackboneSpec) -> Backbone:

@@ -3,8 +3,9 @@
 import math
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -13,14 +14,15 @@ from torchvision.ops import clip_boxes_to_image
 from ohem.boxes import DeltaStats, decode_deltas
 from ohem.losses import RoiLosses, mean_losses, require_finite, roi_losses
 from ohem.models.backbones import Backbone
-from ohem.models.roi_head import RoIHead, read_only
-from ohem.ranking import LowRankRanking, Ranking, ThinHead
+from ohem.models.roi_head import Feature, RoIHead, read_only
+from ohem.ranking import ExactRanking, LossMemory, LowRankRanking, Ranking, RememberedRanking, ThinHead
 from ohem.reweighting import LogLoss, Reweighting
 from ohem.rois import Rois, label_rois
 from ohem.samplers import HardSampler, Sampler
 
 Target = dict[str, Tensor]
-"""As torchvision's: ``boxes`` (G, 4) float32, ``labels`` (G,) int64; also ``difficult`` and ``crowd`` (G,) bool."""
+"""As torchvision's: ``boxes`` (G, 4) float32, ``labels`` (G,) int64; also ``difficult`` and ``crowd`` (G,) bool, and
+``image_id``, one int64, which :class:`ohem.ranking.RememberedRanking` needs."""
 
 
 @dataclass
@@ -28,7 +30,8 @@ class TrainingStep:
     """One forward pass in training, and what was seen on the way.
 
     Attributes:
-        losses: ``loss_cls`` and ``loss_box``, scalars to be summed and differentiated.
+        losses: scalars to be summed and differentiated: ``loss_cls`` and ``loss_box`` of the chosen RoIs, and what a
+            detector trains beside them.
         rois: the candidates of each image.
         selected: the indices of those that trained.
         score: the read-only pass over this step's RoIs, with the losses it gave where the sampler asked for them; in
@@ -46,20 +49,22 @@ class ReadOnlyPass:
     """The lazy ``score`` that a sampler is handed.
 
     Attributes:
+        images: numbers of the images, where targets have them.
         losses: what it gave last; None before it was called.
         seconds: time spent in it.
     """
 
     detector: "FastRCNN"
-    features: list[Tensor]
+    features: list[Feature]
     rois: list[Rois]
+    images: list[int] | None = None
     losses: list[RoiLosses] | None = None
     seconds: float = 0.0
 
     def __call__(self, *, dropout: bool = True) -> list[RoiLosses]:
         """See :meth:`FastRCNN.rank`."""
         start = now(self.features[0].device)
-        self.losses = self.detector.rank(self.features, self.rois, dropout=dropout)
+        self.losses = self.detector.rank(self.features, self.rois, dropout=dropout, images=self.images)
         self.seconds += now(self.features[0].device) - start
         return self.losses
 
@@ -106,6 +111,7 @@ class FastRCNN(nn.Module):
     delta_mean: Tensor
     delta_std: Tensor
     thin_head: ThinHead | None
+    loss_memory: LossMemory | None
 
     def __init__(
         self,
@@ -130,7 +136,7 @@ class FastRCNN(nn.Module):
         self.reweight: Reweighting = reweight or LogLoss()
         self.mining: Literal["read_only", "loss_layer"] = mining
         self.smooth_l1_beta, self.ranking_chunk = smooth_l1_beta, ranking_chunk
-        self.thin_head = None
+        self.rank_by(ExactRanking())
         stats = stats or DeltaStats.fixed(num_classes)
         self.register_buffer("delta_mean", stats.mean.clone())
         self.register_buffer("delta_std", stats.std.clone())
@@ -176,28 +182,34 @@ class FastRCNN(nn.Module):
             ValueError: a box without area.
             NonFiniteLossError: a loss is NaN or infinite; nothing has been trained on it.
         """
+        return self.train_rois(self.features(images), proposals, targets, rng or torch.default_generator)
+
+    def train_rois(
+        self, features: list[Feature], proposals: Sequence[Tensor], targets: Sequence[Target], rng: Generator
+    ) -> TrainingStep:
+        """The rest of :meth:`training_step`, from features that are there."""
         rois = [self.label(boxes, target) for boxes, target in zip(proposals, targets, strict=True)]
-        features = self.features(images)
-        choose = self._mine_in_loss_layer if self.mining == "loss_layer" else self._mine_read_only
-        losses, selected, score = choose(features, rois, rng or torch.default_generator)
+        score: ReadOnlyPass | LossLayer
+        if self.mining == "loss_layer":
+            losses, selected, score = self._mine_in_loss_layer(features, rois, rng)
+        else:
+            numbered = all("image_id" in target for target in targets)
+            numbers = [int(target["image_id"]) for target in targets] if numbered else None
+            score = ReadOnlyPass(self, features, rois, numbers)
+            losses, selected = self._mine_read_only(score, rng)
         chosen = [image[index] for image, index in zip(rois, selected, strict=True)]
         require_finite(losses, chosen)
         mean = mean_losses(self.reweight(losses, chosen), self.loss_over)
         return TrainingStep({"loss_cls": mean.cls, "loss_box": mean.box}, rois, selected, score)
 
-    def _mine_read_only(
-        self, features: list[Tensor], rois: list[Rois], rng: Generator
-    ) -> tuple[list[RoiLosses], list[Tensor], ReadOnlyPass]:
+    def _mine_read_only(self, score: ReadOnlyPass, rng: Generator) -> tuple[list[RoiLosses], list[Tensor]]:
         """Two passes: all RoIs without gradient, where the sampler asks for it; then the chosen ones with gradient."""
-        score = ReadOnlyPass(self, features, rois)
-        selected = self.sampler(rois, score, rng)
-        losses = [
-            self._losses(feature, image[index]) for feature, image, index in zip(features, rois, selected, strict=True)
-        ]
-        return losses, selected, score
+        selected = self.sampler(score.rois, score, rng)
+        chosen = zip(score.features, score.rois, selected, strict=True)
+        return [self._losses(feature, image[index]) for feature, image, index in chosen], selected
 
     def _mine_in_loss_layer(
-        self, features: list[Tensor], rois: list[Rois], rng: Generator
+        self, features: list[Feature], rois: list[Rois], rng: Generator
     ) -> tuple[list[RoiLosses], list[Tensor], LossLayer]:
         """One pass over all RoIs with gradient, which also ranks."""
         losses = [self._losses(feature, image) for feature, image in zip(features, rois, strict=True)]
@@ -220,42 +232,89 @@ class FastRCNN(nn.Module):
             ignore=self.ignore,
         )
 
-    def rank(self, features: Sequence[Tensor], rois: Sequence[Rois], *, dropout: bool = True) -> list[RoiLosses]:
+    def propose(self, feature: Feature, size: tuple[int, int], given: Tensor) -> Tensor:
+        """The proposals (P, 4) of one image that are scored: those that are given.
+
+        Args:
+            feature: of :meth:`features`.
+            size: height and width of the network's input.
+            given: (P, 4) xyxy, in its pixels.
+        """
+        return given
+
+    def rank(
+        self,
+        features: Sequence[Feature],
+        rois: Sequence[Rois],
+        *,
+        dropout: bool = True,
+        images: Sequence[int] | None = None,
+    ) -> list[RoiLosses]:
         """The read-only pass (section 4.2): the loss of all RoIs, in chunks, with nothing left behind.
 
         Args:
             features: of :meth:`features`, one map an image.
             rois: all candidates of each image.
             dropout: as in training, or off.
+            images: numbers of the images; :class:`ohem.ranking.RememberedRanking` knows them by these.
 
         Raises:
             NonFiniteLossError: a loss is NaN or infinite.
+            ValueError: images are to be remembered and have no numbers.
         """
-        with read_only(self.head, dropout=dropout):
-            losses = self._rank(list(features), list(rois))
+        with self._ranking_precision(), read_only(self.head, dropout=dropout):
+            losses = self._rank(list(features), list(rois), images)
         require_finite(losses, rois)
         return losses
 
-    def _rank(self, features: list[Tensor], rois: list[Rois]) -> list[RoiLosses]:
+    def _ranking_precision(self) -> AbstractContextManager[Any]:
+        precision = getattr(self.ranking, "precision", "float32")
+        if precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.delta_mean.device.type, getattr(torch, precision))
+
+    def _rank(self, features: list[Feature], rois: list[Rois], images: Sequence[int] | None) -> list[RoiLosses]:
+        if self.loss_memory is not None:
+            return self._rank_remembered(self.loss_memory, features, rois, images)
         thin = self.thin_head
         if thin is None or thin.is_due():
             if thin is not None:
-                thin.fit(self.head, features, [image.boxes for image in rois])
+                thin.fit(self.head, cast(list[Tensor], features), [image.boxes for image in rois])
             return [self._score_all(feature, image) for feature, image in zip(features, rois, strict=True)]
+        guesses = [self._score_all(feature, image, thin) for feature, image in zip(features, rois, strict=True)]
+        return [
+            self._score_likely(guess, thin.settings.share, feature, image)
+            for guess, feature, image in zip(guesses, features, rois, strict=True)
+        ]
+
+    def _rank_remembered(
+        self, memory: LossMemory, features: list[Feature], rois: list[Rois], images: Sequence[int] | None
+    ) -> list[RoiLosses]:
+        if images is None:
+            raise ValueError("targets: found no image_id; allowed with ranking 'remembered': one number for each image")
         losses = []
-        for feature, image in zip(features, rois, strict=True):
-            found = self._score_all(feature, image, thin)
-            easy_first = torch.where(image.labels > 0, torch.inf, found.total).argsort(stable=True)
-            foreground = int((image.labels > 0).sum())
-            likely = easy_first[
-                len(image) - min(len(image), foreground + math.ceil(thin.settings.share * len(image))) :
-            ]
-            exact = self._score_all(feature, image[likely])
-            found.cls[likely], found.box[likely] = exact.cls, exact.box
+        for feature, image, number in zip(features, rois, images, strict=True):
+            remembered = memory.recall(number, len(image))
+            if remembered is None:
+                found = self._score_all(feature, image)
+            else:
+                guess = RoiLosses(remembered.to(image.deltas), image.deltas.new_zeros(len(image)))
+                found = self._score_likely(guess, memory.settings.share, feature, image)
+            memory.keep(number, found.cls)
             losses.append(found)
         return losses
 
-    def _score_all(self, feature: Tensor, rois: Rois, thin: ThinHead | None = None) -> RoiLosses:
+    def _score_likely(self, guess: RoiLosses, share: float, feature: Feature, rois: Rois) -> RoiLosses:
+        """Put the head's own losses in place of guessed ones: of all foreground, and of the hardest share."""
+        easy_first = torch.where(rois.labels > 0, torch.inf, guess.total).argsort(stable=True)
+        foreground = int((rois.labels > 0).sum())
+        scored = min(len(rois), foreground + math.ceil(share * len(rois)))
+        likely = easy_first[len(rois) - scored :]
+        own = self._score_all(feature, rois[likely])
+        guess.cls[likely], guess.box[likely] = own.cls, own.box
+        return guess
+
+    def _score_all(self, feature: Feature, rois: Rois, thin: ThinHead | None = None) -> RoiLosses:
         """Scores of the different RoIs that are not ignored, box deltas of foreground ones: all that losses need.
 
         Args:
@@ -270,7 +329,9 @@ class FastRCNN(nn.Module):
         for chunk in self._chunks(different):
             boxes = rois.boxes[counted[chunk]]
             hidden = (
-                thin.hidden_of_many(self.head, feature, boxes) if thin else self.head.hidden_of_many(feature, boxes)
+                thin.hidden_of_many(self.head, cast(Tensor, feature), boxes)
+                if thin
+                else self.head.hidden_of_many(feature, boxes)
             )
             there = ((which >= start) & (which < start + len(chunk))).nonzero().squeeze(1)
             row, members = which[there] - start, counted[there]
@@ -285,7 +346,7 @@ class FastRCNN(nn.Module):
         """As few parts as :attr:`ranking_chunk` allows, of about one length; none of nothing."""
         return torch.tensor_split(indices, -(-len(indices) // self.ranking_chunk)) if len(indices) else []
 
-    def features(self, images: Sequence[Tensor]) -> list[Tensor]:
+    def features(self, images: Sequence[Tensor]) -> list[Feature]:
         """One (1, C, H, W) map an image.
 
         Images of one size go through the backbone together; others one by one. Nothing is padded, so an image's
@@ -295,7 +356,7 @@ class FastRCNN(nn.Module):
             return list(torch.split(self.head.reduce(self.backbone(torch.stack(list(images)))), 1))
         return [cast(Tensor, self.head.reduce(self.backbone(image[None]))) for image in images]
 
-    def score_rois(self, feature: Tensor, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def score_rois(self, feature: Feature, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Score and move the RoIs of one image.
 
         Args:
@@ -317,7 +378,9 @@ class FastRCNN(nn.Module):
 
     def rank_by(self, ranking: Ranking) -> None:
         """How :meth:`rank` works from now on; the exact way is the default."""
+        self.ranking = ranking
         self.thin_head = ThinHead(self.head, ranking) if isinstance(ranking, LowRankRanking) else None
+        self.loss_memory = LossMemory(ranking) if isinstance(ranking, RememberedRanking) else None
 
     @torch.no_grad()
     def set_delta_stats(self, stats: DeltaStats) -> None:
@@ -333,7 +396,7 @@ class FastRCNN(nn.Module):
         self.delta_mean.copy_(mean)
         self.delta_std.copy_(std)
 
-    def _losses(self, feature: Tensor, rois: Rois) -> RoiLosses:
+    def _losses(self, feature: Feature, rois: Rois) -> RoiLosses:
         logits, deltas = self.head(feature, rois.boxes)
         return roi_losses(logits, deltas, rois, beta=self.smooth_l1_beta)
 

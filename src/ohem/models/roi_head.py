@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, cast
 
@@ -13,6 +14,28 @@ from ohem.models.roi_pooling import align_rois, max_pool_cells, max_pool_rois
 
 POOLED_BYTES = 2**25
 """Of pooled values in :meth:`RoIHead.hidden_of_many`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pyramid:
+    """The feature maps of one image at several strides.
+
+    Attributes:
+        maps: (1, C, H, W) by torchvision's names, the finest first.
+        area: height and width in pixels that they cover: the image and what it was padded with.
+    """
+
+    maps: dict[str, Tensor]
+    area: tuple[int, int]
+
+    @property
+    def device(self) -> torch.device:
+        """Of the maps."""
+        return next(iter(self.maps.values())).device
+
+
+Feature = Tensor | Pyramid
+"""What a RoI network reads of one image: a map (1, C, H, W), or several."""
 
 
 class RoIHead(nn.Module):
@@ -56,7 +79,7 @@ class RoIHead(nn.Module):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, features: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Feature, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Score the RoIs of one image.
 
         Args:
@@ -71,13 +94,13 @@ class RoIHead(nn.Module):
             hidden = self.dropout(torch.relu(layer(hidden)))
         return self.cls_score(hidden), self.bbox_pred(hidden)
 
-    def pool_rois(self, features: Tensor, boxes: Tensor) -> Tensor:
+    def pool_rois(self, features: Feature, boxes: Tensor) -> Tensor:
         """(R, C, S, S)."""
         pool = max_pool_rois if self.pool == "max" else align_rois
-        return pool(features, boxes, self.pool_size, 1 / self.stride)
+        return pool(cast(Tensor, features), boxes, self.pool_size, 1 / self.stride)
 
     @torch.no_grad()
-    def hidden_of_many(self, features: Tensor, boxes: Tensor) -> Tensor:
+    def hidden_of_many(self, features: Feature, boxes: Tensor) -> Tensor:
         """What :attr:`cls_score` and :attr:`bbox_pred` get, for many RoIs at little cost and without gradient.
 
         The first layer is a sum over blocks of channels, so that it works on many RoIs at once, as matrix products like
@@ -102,9 +125,9 @@ class RoIHead(nn.Module):
         return hidden
 
     @torch.no_grad()
-    def pooled_products(self, features: Tensor, boxes: Tensor, layer: nn.Linear) -> Tensor:
+    def pooled_products(self, features: Feature, boxes: Tensor, layer: nn.Linear) -> Tensor:
         """``layer`` of the pooled values of RoIs, (R, its width), as a sum over blocks of channels."""
-        cells = self.pool_size**2
+        features, cells = cast(Tensor, features), self.pool_size**2
         channels = POOLED_BYTES // max(1, len(boxes) * cells * features.element_size())
         result = layer.bias.expand(len(boxes), -1).clone()
         start = 0

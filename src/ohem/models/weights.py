@@ -21,43 +21,51 @@ from ohem.errors import DataError, Fault, OhemError
 from ohem.files import write_atomically
 from ohem.models.backbones import Preprocessing, build_backbone
 from ohem.models.fast_rcnn import FastRCNN
+from ohem.models.faster_rcnn import FasterRCNN
+from ohem.models.proposal_network import build_proposal_network
+from ohem.models.pyramid import take_apart, torchvision_model
 from ohem.models.roi_head import RoIHead
-from ohem.models.spec import DetectorSpec
+from ohem.models.spec import DETECTORS, AnyDetectorSpec, TorchvisionSpec
 from ohem.models.tensor_files import read_metadata, read_state_dict
 
 FORMAT = "ohem-detector-1"
 
 
-def build_detector(spec: DetectorSpec, num_classes: int) -> FastRCNN:
+def build_detector(spec: AnyDetectorSpec, num_classes: int) -> FastRCNN:
     """A detector with random weights, of torch's current seed."""
+    if isinstance(spec, TorchvisionSpec):
+        return assemble(torchvision_model(spec.kind, num_classes), spec, num_classes)
     backbone = build_backbone(spec.backbone)
     head = RoIHead(backbone.out_channels, backbone.stride, num_classes, **spec.head.model_dump())
-    return FastRCNN(
-        backbone,
-        head,
-        num_classes,
-        fg_iou=spec.fg_iou,
-        ignore=spec.ignore,
-        smooth_l1_beta=spec.smooth_l1_beta,
-        ranking_chunk=spec.ranking_chunk,
-    )
+    if spec.rpn is None:
+        return FastRCNN(backbone, head, num_classes, **_options(spec))
+    rpn = build_proposal_network(spec.head.channels or backbone.out_channels, spec.rpn)
+    return FasterRCNN(backbone, head, rpn, num_classes, **_options(spec))
 
 
-def save_detector(path: Path, detector: FastRCNN, spec: DetectorSpec, classes: tuple[str, ...]) -> None:
+def assemble(model: Any, spec: TorchvisionSpec, num_classes: int) -> FasterRCNN:
+    """A detector of the layers of one of torchvision's models, with their weights."""
+    parts = take_apart(model, spec, num_classes)
+    return FasterRCNN(parts.backbone, parts.head, parts.rpn, num_classes, **_options(spec))
+
+
+def _options(spec: AnyDetectorSpec) -> dict[str, Any]:
+    return {name: getattr(spec, name) for name in ("fg_iou", "ignore", "smooth_l1_beta", "ranking_chunk")}
+
+
+def save_detector(path: Path, detector: FastRCNN, spec: AnyDetectorSpec, classes: tuple[str, ...]) -> None:
     """Write a detector to one safetensors file, atomically. The detector is left as it was."""
     state = {
         key: value.detach().cpu().contiguous()
         for key, value in detector.state_dict().items()
-        if not key.startswith("thin_head.")  # of the run
+        if not key.startswith(("thin_head.", "loss_memory."))  # of the run
     }
     mean, std = state["delta_mean"].flatten(), state["delta_std"].flatten()
     state["head.bbox_pred.weight"] = state["head.bbox_pred.weight"] * std[:, None]
     state["head.bbox_pred.bias"] = state["head.bbox_pred.bias"] * std + mean
-    # Where the first weights came from is of no use to the reader, and may be a private path.
-    initial = spec.backbone.model_copy(update={"weights": "none", "preprocessing": "default"})
     meta = {
         "format": FORMAT,
-        "spec": spec.model_copy(update={"backbone": initial}).model_dump(mode="json"),
+        "spec": spec.without_source().model_dump(mode="json"),
         "classes": classes,
         "preprocessing": asdict(detector.backbone.preprocessing),
     }
@@ -65,7 +73,7 @@ def save_detector(path: Path, detector: FastRCNN, spec: DetectorSpec, classes: t
     write_atomically(path, save(state, {"ohem": json.dumps(meta)}))
 
 
-def load_detector(path: Path) -> tuple[FastRCNN, DetectorSpec, tuple[str, ...]]:
+def load_detector(path: Path) -> tuple[FastRCNN, AnyDetectorSpec, tuple[str, ...]]:
     """Rebuild a detector from :func:`save_detector`'s file: the detector in evaluation mode, its spec and classes.
 
     Raises:
@@ -73,7 +81,7 @@ def load_detector(path: Path) -> tuple[FastRCNN, DetectorSpec, tuple[str, ...]]:
     """
     meta = _metadata(path)
     try:
-        spec = DetectorSpec.model_validate(meta["spec"])
+        spec: AnyDetectorSpec = TypeAdapter(AnyDetectorSpec).validate_python(meta["spec"])
         classes = TypeAdapter(tuple[str, ...]).validate_python(meta["classes"])
         preprocessing = TypeAdapter(Preprocessing).validate_python(meta["preprocessing"])
     except (KeyError, ValidationError) as error:
@@ -93,7 +101,7 @@ def load_detector(path: Path) -> tuple[FastRCNN, DetectorSpec, tuple[str, ...]]:
     return detector.eval(), spec, classes
 
 
-def _require_tensors_of(path: Path, spec: DetectorSpec, num_classes: int, state: dict[str, Tensor]) -> None:
+def _require_tensors_of(path: Path, spec: AnyDetectorSpec, num_classes: int, state: dict[str, Tensor]) -> None:
     """Compare shapes before memory is taken for them."""
     try:
         with torch.device("meta"):
@@ -112,7 +120,8 @@ def _require_tensors_of(path: Path, spec: DetectorSpec, num_classes: int, state:
 def _first_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {quoted(first['input'])}; {first['msg']}"
+        where = ".".join(str(part) for part in first["loc"] if part not in DETECTORS)
+        return f"{where}: {quoted(first['input'])}; {first['msg']}"
     return one_line(str(error), 300)
 
 
@@ -131,10 +140,27 @@ def start_from(detector: FastRCNN, classes: tuple[str, ...], path: Path) -> int:
         OhemError: the architectures differ.
     """
     other, _, other_classes = load_detector(path)
+    require_same_architecture(detector, other, path)
+    return take_over(detector, classes, other, other_classes)
+
+
+def require_same_architecture(detector: FastRCNN, other: FastRCNN, path: Path) -> None:
+    """Raise DataError, naming the file of the other, where its weights would mean something else in the detector."""
     mine, theirs = _architecture(detector), _architecture(other)
     for name in mine:
         if mine[name] != theirs.get(name):
             raise DataError([Fault(path, name, str(theirs.get(name, "nothing")), f"{mine[name]}, as in the recipe")])
+
+
+def take_over(detector: FastRCNN, classes: tuple[str, ...], other: FastRCNN, other_classes: tuple[str, ...]) -> int:
+    """Copy the weights of a detector of the same architecture, class rows by name; returns how many it knew.
+
+    Args:
+        detector: changed in place.
+        classes: its class names.
+        other: changed too, its box statistics.
+        other_classes: the other's class names.
+    """
     detector.backbone.preprocessing = other.backbone.preprocessing
     other.set_delta_stats(
         DeltaStats(*(_rows(detector, other, name, classes, other_classes) for name in ("mean", "std")))

@@ -5,10 +5,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
+    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -23,8 +24,8 @@ from pydantic import (
 
 from ohem.data.rules import one_line, quoted
 from ohem.errors import OhemError
-from ohem.models.spec import DetectorSpec, Spec
-from ohem.ranking import ExactRanking, LowRankRanking, Ranking
+from ohem.models.spec import DETECTORS, TORCHVISION_KINDS, AnyDetectorSpec, DetectorSpec, Spec, TorchvisionSpec
+from ohem.ranking import ExactRanking, HalfRanking, LowRankRanking, Ranking, RememberedRanking
 from ohem.reweighting import FocalLoss, GradientHarmonized, LogLoss, Reweighting
 from ohem.rivals import IoUBalancedSampler, QuotaSampler, RankSampler, StratifiedSampler
 from ohem.samplers import AllSampler, HardSampler, RandomSampler, Sampler
@@ -89,11 +90,35 @@ SAMPLERS: Kinds[Sampler] = Kinds(
 )
 LOSSES: Kinds[Reweighting] = Kinds({"log": LogLoss, "focal": FocalLoss, "ghm": GradientHarmonized})
 
-RANKINGS: Kinds[Ranking] = Kinds({"exact": ExactRanking, "low_rank": LowRankRanking})
+RANKINGS: Kinds[Ranking] = Kinds(
+    {"exact": ExactRanking, "half": HalfRanking, "low_rank": LowRankRanking, "remembered": RememberedRanking}
+)
 
 SamplerField = Annotated[Sampler, PlainValidator(SAMPLERS.read), PlainSerializer(SAMPLERS.write)]
 LossField = Annotated[Reweighting, PlainValidator(LOSSES.read), PlainSerializer(LOSSES.write)]
 RankingField = Annotated[Ranking, PlainValidator(RANKINGS.read), PlainSerializer(RANKINGS.write)]
+
+
+def _named_detector(value: Any) -> Any:
+    """A detector from its name, ``fasterrcnn_lite0``, or ``{kind: fasterrcnn_lite0, image: {shortest: 320}}``.
+
+    torchvision's names stay as they are; that of a built-in recipe stands for the detector of that recipe.
+    """
+    options = {"kind": value} if isinstance(value, str) else value
+    if not isinstance(options, Mapping) or "kind" not in options or options["kind"] in TORCHVISION_KINDS:
+        return options
+    kind, rest = options["kind"], {key: part for key, part in options.items() if key != "kind"}
+    if kind in built_in_recipes():
+        return _join(_read_values(_find_recipe(str(kind)), ())["detector"], rest)
+    if str(kind).startswith(("maskrcnn_", "keypointrcnn_")):
+        raise ValueError(
+            f"kind: found {kind!r}; allowed: {', '.join(TORCHVISION_KINDS)}; masks and keypoints are not read from data"
+            " sets here, but ohem.use_sampler takes such models in a training script of yours"
+        )
+    raise ValueError(f"kind: found {kind!r}; allowed: {', '.join(TORCHVISION_KINDS)}, or the name of a built-in recipe")
+
+
+DetectorField = Annotated[AnyDetectorSpec, BeforeValidator(_named_detector)]
 
 
 class DataSpec(Spec):
@@ -182,15 +207,20 @@ class Recipe(Spec):
     """Everything that decides a run, apart from the data.
 
     Attributes:
-        detector: what is trained.
+        detector: what is trained: Fast R-CNN, of parts (see :class:`ohem.models.spec.DetectorSpec`); Faster R-CNN, which
+            is that with a region proposal network; or one of torchvision's, by name (see
+            :class:`ohem.models.spec.TorchvisionSpec`). The name of a built-in recipe stands for its detector:
+            ``fasterrcnn_lite0``. Options beside a name: ``{kind: fasterrcnn_lite0, image: {shortest: 320}}``.
         sampler: which RoIs train: ``hard`` (OHEM), ``random`` (Fast R-CNN's heuristic), ``all``, or a rival:
             ``iou_balanced``, ``rank``, ``stratified``, ``quota``; with options: ``{kind: hard, nms_iou: 0.5}``.
+        rpn_sampler: which anchors of a region proposal network train, as for ``sampler``; None: 256 at random, half of them
+            on objects where there are so many, as Faster R-CNN does.
         loss: what is minimised over the chosen RoIs: ``log`` (the paper's), or, made for ``sampler=all``, ``focal`` or
             ``ghm``; with options: ``{kind: focal, gamma: 1.0}``.
         mining: ``read_only`` or ``loss_layer``, the two forms of section 4.2 with the same gradients: see
             :class:`ohem.models.fast_rcnn.FastRCNN`. The second is slower, and there to compare.
-        ranking: of the read-only pass: ``exact``, or ``low_rank`` for less time, with options: see
-            :class:`ohem.ranking.LowRankRanking`.
+        ranking: of the read-only pass: ``exact``, or for less time ``half``, ``low_rank`` or ``remembered``, with
+            options: see :mod:`ohem.ranking`.
         data: see :class:`DataSpec`.
         optimizer: see :class:`OptimizerSpec`.
         schedule: see :class:`ScheduleSpec`.
@@ -212,8 +242,9 @@ class Recipe(Spec):
         snapshot_every: iterations after which the weights are kept for good, in ``snapshots/``; 0: never.
     """
 
-    detector: DetectorSpec = DetectorSpec()
+    detector: DetectorField = DetectorSpec()
     sampler: SamplerField = HardSampler()
+    rpn_sampler: SamplerField | None = None
     loss: LossField = LogLoss()
     mining: Literal["read_only", "loss_layer"] = "read_only"
     ranking: RankingField = ExactRanking()
@@ -235,8 +266,36 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _only_the_read_only_pass_is_approximated(self) -> "Recipe":
-        if self.mining == "loss_layer" and isinstance(self.ranking, LowRankRanking):
-            raise ValueError("ranking: found low_rank; allowed with mining loss_layer: exact")
+        if self.mining == "loss_layer" and not isinstance(self.ranking, ExactRanking):
+            kind = RANKINGS.write(self.ranking)["kind"]
+            raise ValueError(f"ranking: found {kind}; allowed with mining loss_layer: exact")
+        return self
+
+    @model_validator(mode="after")
+    def _one_precision_for_ranking(self) -> "Recipe":
+        own = getattr(self.ranking, "precision", "float32")
+        if own != "float32" and self.precision != "float32":
+            where, allowed = (
+                ("kind: found half", "exact")
+                if isinstance(self.ranking, HalfRanking)
+                else (f"precision: found {own}", "float32")
+            )
+            raise ValueError(f"ranking.{where}; allowed with precision {self.precision}, which ranks too: {allowed}")
+        return self
+
+    @model_validator(mode="after")
+    def _what_the_detector_has(self) -> "Recipe":
+        if isinstance(self.detector, TorchvisionSpec) and isinstance(self.ranking, LowRankRanking):
+            raise ValueError("ranking: found low_rank; allowed for torchvision's detectors: exact, half")
+        if isinstance(self.ranking, RememberedRanking) and self.detector.given_proposals is None:
+            raise ValueError("ranking: found remembered; allowed where proposals are new in every step: others")
+        if self.rpn_sampler is None:
+            return self
+        kind = SAMPLERS.write(self.rpn_sampler)["kind"]
+        if self.detector.given_proposals is not None:
+            raise ValueError(f"rpn_sampler: found {kind}; allowed for a detector without region proposal network: null")
+        if getattr(self.rpn_sampler, "cap", "image") == "batch":
+            raise ValueError("rpn_sampler.cap: found batch; allowed: image")
         return self
 
     @model_validator(mode="after")
@@ -322,7 +381,7 @@ def _join(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     return joined
 
 
-def override_spec(spec: DetectorSpec, overrides: Sequence[str]) -> DetectorSpec:
+def override_spec(spec: AnyDetectorSpec, overrides: Sequence[str]) -> AnyDetectorSpec:
     """A trained detector's spec with other settings for its use: ``detection.refine=0.05``.
 
     Raises:
@@ -333,7 +392,7 @@ def override_spec(spec: DetectorSpec, overrides: Sequence[str]) -> DetectorSpec:
         if not override.startswith(("detection.", "image.", "proposals.")):
             raise OhemError(f"{override}: found a setting of training; allowed: detection.*, image.* and proposals.*")
         _apply(values, override)
-    return _validated(DetectorSpec, values, "settings")
+    return _validated(type(spec), values, "settings")
 
 
 _S = TypeVar("_S", bound=Spec)
@@ -372,7 +431,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 def _explain(error: Any, model: type[Spec]) -> str:
     """One line: the field, what was found, what is allowed."""
-    where = ".".join(map(str, error["loc"]))
+    where = ".".join(str(part) for part in error["loc"] if part not in DETECTORS)
     if error["type"] == "extra_forbidden":
         allowed = _fields_at(model, error["loc"][:-1])
         close = difflib.get_close_matches(str(error["loc"][-1]), allowed, 1)
@@ -387,5 +446,6 @@ def _explain(error: Any, model: type[Spec]) -> str:
 def _fields_at(model: type[Spec], location: Sequence[str | int]) -> list[str]:
     spec: Any = model
     for part in location:
-        spec = spec.model_fields[str(part)].annotation
+        annotation = DETECTORS.get(str(part)) or spec.model_fields[str(part)].annotation
+        spec = next((each for each in get_args(annotation) if each is not type(None)), annotation)
     return list(spec.model_fields)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ohem.data.rules import one_line
 from ohem.errors import OhemError
+from ohem.recipes.differences import differing_fields, flat_fields
 from ohem.studies.statistics import Interval, interval
 from ohem.training.run import Run
 
@@ -57,9 +58,8 @@ def compare(folders: Sequence[Path]) -> Comparison:
     _require_equal("trained on", folders, [run.data_fingerprint() for run in runs])
     _require_equal("evaluated on", folders, [each["fingerprint"] for each in measured])
     _require_equal("evaluated with", folders, [json.dumps(each["settings"], sort_keys=True) for each in measured])
-    recipes = [_flat(run.recipe().model_dump(mode="json")) for run in runs]
-    changing = sorted({key for r in recipes for key in r if r[key] != recipes[0].get(key)} | _missing(recipes))
-    changing = [key for key in changing if key != "seed"]
+    recipes = [flat_fields(run.recipe().model_dump(mode="json")) for run in runs]
+    changing = [key for key in differing_fields(recipes) if key != "seed"]
     arms: dict[str, dict[int, Mapping[str, float]]] = {}
     for folder, run, recipe, metrics in zip(folders, runs, recipes, measured, strict=True):
         label = ", ".join(f"{key}={recipe[key]}" for key in changing if key in recipe) or "all alike"
@@ -113,22 +113,6 @@ def _differences(arm: Arm, base: Arm) -> Mapping[str, tuple[Interval, int] | Non
         ]
         found[metric] = (interval(values), len(values)) if values else None
     return found
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _missing(recipes: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Fields that only some recipes have, such as options of one kind of sampler."""
-    every = set().union(*recipes)
-    return {key for key in every if any(key not in recipe for recipe in recipes)}
 
 
 def _warnings(runs: Sequence[Run]) -> tuple[str, ...]:

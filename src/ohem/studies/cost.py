@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--proposals", action="append", default=[])
     arguments = parser.parse_args()
     dataset = open_dataset(arguments.data, DataSpec(bad_boxes="drop"), SILENT)
-    loaded = load_recipe(arguments.network).detector.proposals
+    loaded = load_recipe(arguments.network).detector.given_proposals
     used = dataset.records[: 2 * (arguments.steps + 1)]
     proposals = open_proposals(dataset, arguments.proposals, loaded, 2, SILENT)
     own: dict[ImageId, NDArray[np.float32]] = {record.id: proposals[record.id] for record in used}

@@ -12,7 +12,7 @@ from ohem.data.loading import Sample, Samples, load_batches, training_batches
 from ohem.data.split import draw_count
 from ohem.mining import score_images
 from ohem.models.fast_rcnn import FastRCNN
-from ohem.models.spec import DetectorSpec
+from ohem.models.spec import AnyDetectorSpec
 from ohem.recipes.recipe import Recipe
 from ohem.rois import IGNORED, Rois
 from ohem.samplers import Sampler, Score
@@ -60,7 +60,7 @@ class Watched:
 
 def neglect(
     detector: FastRCNN,
-    spec: DetectorSpec,
+    spec: AnyDetectorSpec,
     recipe: Recipe,
     images: DetectionDataset,
     proposals: Proposals,
@@ -91,7 +91,7 @@ def neglect(
     set_lr(optimizer, RATE)
     rng = Generator().manual_seed(stream_seed(recipe.seed, "neglect"))
     torch.manual_seed(stream_seed(recipe.seed, "neglect dropout"))
-    samples = Samples(images.records, proposals, spec.image, spec.proposals.max_per_image)
+    samples = Samples(images.records, proposals, spec.image, spec.max_proposals)
     order = stream_seed(recipe.seed, "neglect order")
     plan = training_batches(len(samples), recipe.images_per_step, range(2 * steps), order, recipe.data.flip)
     batches = load_batches(samples, plan, 0)
@@ -136,7 +136,7 @@ def _train_on(
 
 
 def _class_loss(
-    detector: FastRCNN, spec: DetectorSpec, images: DetectionDataset, proposals: Proposals, label: int
+    detector: FastRCNN, spec: AnyDetectorSpec, images: DetectionDataset, proposals: Proposals, label: int
 ) -> float:
     scored = list(score_images(detector, spec, images.records, proposals, workers=0))
     return float(torch.cat([image.losses.total[image.rois.labels == label] for image in scored]).mean())

@@ -1,7 +1,7 @@
 """``ohem reproduce``: what is asked for, run as far as it goes, and reported."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -76,7 +76,10 @@ def open_study(
     if coco is not None:
         found["coco"] = Data((coco,))
     name = recipe or ("mini_demo" if data is None else "mini")
-    return mini_study(found, name, load_recipe(name).detector.image.shortest)
+    shared = load_recipe(name).detector
+    if shared.given_proposals is None:
+        found = {key: replace(each, proposals=(), test_proposals=()) for key, each in found.items()}
+    return mini_study(found, name, shared.image.shortest)
 
 
 def _main_data(data: str | None, test: str | None, classes: tuple[str, ...], out: Path) -> Data:

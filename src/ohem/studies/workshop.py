@@ -16,7 +16,7 @@ from ohem.data.split import hold_out
 from ohem.errors import OhemError
 from ohem.files import write_atomically
 from ohem.models.fast_rcnn import FastRCNN
-from ohem.models.spec import DetectorSpec
+from ohem.models.spec import AnyDetectorSpec
 from ohem.recipes.recipe import DataSpec, Recipe
 from ohem.studies.plan import Study, Training
 from ohem.workflow import Reporter, open_dataset, open_proposals, run_detector
@@ -66,7 +66,7 @@ class Workshop:
         return self._open(training.data, "train", data.train, data.proposals, data.classes, recipe)
 
     def detect(
-        self, detector: FastRCNN, spec: DetectorSpec, images: DetectionDataset, proposals: Proposals
+        self, detector: FastRCNN, spec: AnyDetectorSpec, images: DetectionDataset, proposals: Proposals
     ) -> dict[ImageId, Detections]:
         """Detections in images, with progress."""
         return run_detector(
@@ -84,7 +84,7 @@ class Workshop:
     ) -> tuple[DetectionDataset, Proposals]:
         if (data, part) not in self._opened:
             dataset = open_dataset(sources, data_spec(classes), self.reporter)
-            proposals = open_proposals(dataset, files, recipe.detector.proposals, self.workers, self.reporter)
+            proposals = open_proposals(dataset, files, recipe.detector.given_proposals, self.workers, self.reporter)
             self._opened[data, part] = dataset, proposals
         return self._opened[data, part]
 

@@ -16,13 +16,17 @@ from torch import Generator, Tensor
 from ohem.boxes import DeltaStats
 from ohem.data.dataset import DetectionDataset, Proposals
 from ohem.data.loading import Sample, Samples, load_batches, training_batches
+from ohem.data.split import draw_count
 from ohem.errors import OhemError
 from ohem.evaluation.coco import evaluate_coco
 from ohem.evaluation.voc import evaluate_voc
 from ohem.inference import detect
 from ohem.losses import NonFiniteLossError
 from ohem.models.fast_rcnn import FastRCNN, TrainingStep, now
+from ohem.models.faster_rcnn import RANDOM_ANCHORS, FasterRCNN
 from ohem.models.pretrained import load_pretrained
+from ohem.models.pyramid_weights import load_torchvision_weights
+from ohem.models.spec import AnyDetectorSpec, DetectorSpec, TorchvisionSpec
 from ohem.models.weights import build_detector, save_detector, start_from
 from ohem.recipes.recipe import Recipe
 from ohem.rois import label_rois
@@ -35,6 +39,7 @@ from ohem.training.checkpoint import (
     start_streams,
     stream_seed,
 )
+from ohem.training.mined import FOLLOWED, Mined
 from ohem.training.optimizer import build_optimizer, set_lr
 from ohem.training.precision import Precision
 from ohem.training.processes import ALONE, Processes
@@ -113,9 +118,7 @@ def train(
         if processes.first:
             save_detector(path, result, recipe.detector, images.dataset.classes)
 
-    samples = Samples(
-        images.dataset.records, images.proposals, recipe.detector.image, recipe.detector.proposals.max_per_image
-    )
+    samples = Samples(images.dataset.records, images.proposals, recipe.detector.image, recipe.detector.max_proposals)
     steps = range(start, recipe.iterations)
     order = stream_seed(recipe.seed, "order")
     scales = recipe.detector.image.train_scales
@@ -123,6 +126,7 @@ def train(
     plan = [processes.share(batch) for batch in whole]
     offset = processes.offset(recipe.images_per_step)
     window = LogWindow(device)
+    mined = Mined(len(images.dataset.classes), [r.id for r in draw_count(images.dataset, FOLLOWED).records])
     with stop_on_signals() as stopped:
         for iteration, batch in zip(steps, load_batches(samples, plan, workers), strict=True):
             lr = set_lr(optimizer, recipe.schedule.factor(iteration, recipe.iterations))
@@ -138,6 +142,8 @@ def train(
                     precision.backward(torch.stack(list(step.losses.values())).sum() * weight)
                     with precision.autocast():
                         window.add(step, measure_all_rois=iteration % recipe.all_rois_every == 0)
+                    place = iteration * recipe.images_per_step + position
+                    mined.add(place, [sample.id for sample in part], step.rois, step.selected)
                 except NonFiniteLossError as error:
                     if not precision.forgives(detector):
                         raise keep_failed_step(run, recipe, detector, part, iteration, position, error) from error
@@ -150,7 +156,8 @@ def train(
             done, last = iteration + 1, iteration + 1 == recipe.iterations
             observe({"kind": "progress", "task": "training", "done": done, "total": recipe.iterations})
             if last or done % recipe.log_every == 0:
-                write({"kind": "train", "iteration": done, "lr": lr, **window.close(processes), **precision.record()})
+                averages = {**window.close(processes), **precision.record(), "mined": mined.close(device, processes)}
+                write({"kind": "train", "iteration": done, "lr": lr, **averages})
             if validation and (last or _is_due(done, recipe.evaluation.every)):
                 value = measure(result, recipe, validation, workers, processes, observe)
                 write({"kind": "validation", "iteration": done, recipe.evaluation.metric: value})
@@ -179,8 +186,8 @@ def new_detector(recipe: Recipe, images: AnnotatedImages) -> FastRCNN:
     classes = images.dataset.classes
     detector = build_detector(recipe.detector, len(classes))
     if recipe.init_from is None:
-        load_pretrained(detector, recipe.detector.backbone)
-    if recipe.detector.delta_stats == "empirical":
+        start_pretrained(detector, recipe.detector, classes)
+    if isinstance(recipe.detector, DetectorSpec) and recipe.detector.delta_stats == "empirical":
         stats = empirical_stats(images, recipe)
         detector.delta_mean.copy_(stats.mean)
         detector.delta_std.copy_(stats.std)
@@ -190,10 +197,24 @@ def new_detector(recipe: Recipe, images: AnnotatedImages) -> FastRCNN:
     return detector
 
 
+def start_pretrained(detector: FastRCNN, spec: AnyDetectorSpec, classes: tuple[str, ...]) -> None:
+    """Give a new detector the published weights that its spec names.
+
+    Raises:
+        OhemError: they are not to be had or do not fit.
+    """
+    if isinstance(spec, TorchvisionSpec):
+        load_torchvision_weights(detector, spec, classes)
+    else:
+        load_pretrained(detector, spec.backbone)
+
+
 def set_method(detector: FastRCNN, recipe: Recipe) -> None:
-    """What a recipe trains by, and weights do not know: sampler, loss and form of mining."""
+    """What a recipe trains by, and weights do not know: samplers, loss and form of mining."""
     detector.sampler, detector.reweight, detector.mining = recipe.sampler, recipe.loss, recipe.mining
     detector.rank_by(recipe.ranking)
+    if isinstance(detector, FasterRCNN):
+        detector.rpn_sampler = recipe.rpn_sampler or RANDOM_ANCHORS
     detector.loss_over = "batch" if getattr(recipe.sampler, "cap", "image") == "batch" else "image"
 
 
@@ -202,7 +223,7 @@ def empirical_stats(images: AnnotatedImages, recipe: Recipe) -> DeltaStats:
 
     Deltas do not depend on an image's scale, so no picture is read.
     """
-    limit = recipe.detector.proposals.max_per_image or None
+    limit = recipe.detector.max_proposals or None
 
     def examples() -> Iterator[tuple[Tensor, Tensor]]:
         count = len(images.dataset.classes)
@@ -271,7 +292,7 @@ def measure(
         images.proposals,
         spec.image,
         spec.detection,
-        max_proposals=spec.proposals.max_per_image,
+        max_proposals=spec.max_proposals,
         workers=workers,
         progress=lambda d, n: observe({"kind": "progress", "task": "validating", "done": d, "total": n}),
     )
@@ -352,7 +373,7 @@ class LogWindow:
         losses = {name: value / images for name, value in zip(names, sums, strict=False)}
         record = {
             **losses,
-            "loss_selected_rois": sum(losses.values()) if losses else None,
+            "loss_selected_rois": losses["loss_cls"] + losses["loss_box"] if losses else None,
             "loss_all_rois": all_sum / all_count if all_count else None,
             "foreground_share": foreground / max(selected, 1),
             "selected_per_image": selected / max(images, 1),

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from ohem.models.fast_rcnn import FastRCNN
+from ohem.models.faster_rcnn import FasterRCNN
 from ohem.recipes.recipe import OptimizerSpec
 
 
@@ -13,8 +14,10 @@ def build_optimizer(detector: FastRCNN, spec: OptimizerSpec) -> torch.optim.Opti
     Biases (and all other parameters with one dimension) have ``bias_lr_factor`` times the rate and no weight decay, as
     in the authors' code.
     """
+    parts = [(detector.backbone, spec.backbone_lr_factor), (detector.head, 1.0)]
+    parts += [(detector.rpn, 1.0)] if isinstance(detector, FasterRCNN) else []
     groups = []
-    for part, part_factor in ((detector.backbone, spec.backbone_lr_factor), (detector.head, 1.0)):
+    for part, part_factor in parts:
         parameters = [p for p in part.parameters() if p.requires_grad]
         for is_bias in (False, True):
             members = [p for p in parameters if (p.dim() == 1) == is_bias]

@@ -1,0 +1,1 @@
+"""What a person looks at: pages about runs and about annotations, each one file that opens from disk."""

@@ -1,0 +1,79 @@
+"""Ranking in half precision: what it changes, and what it leaves alone."""
+
+import pytest
+import torch
+
+from ohem.models.fast_rcnn import FastRCNN
+from ohem.ranking import ExactRanking, HalfRanking, LowRankRanking, Ranking, RememberedRanking
+from ohem.recipes.recipe import load_recipe
+from ohem.samplers import HardSampler
+from test_low_rank import WIDTH, detector, rank, scene
+
+__all__ = ["detector"]
+HALVES = [
+    HalfRanking(),
+    HalfRanking("float16"),
+    LowRankRanking(rank=WIDTH, share=1.0, precision="bfloat16"),
+    RememberedRanking(share=1.0, precision="bfloat16"),
+]
+
+
+def losses_of(detector: FastRCNN, ranking: Ranking, seed: int = 0) -> torch.Tensor:
+    detector.rank_by(ranking)
+    (found,) = detector.rank(*scene(detector, seed), dropout=False, images=[0])
+    assert found.cls.dtype == found.box.dtype == torch.float32
+    return found.total
+
+
+@pytest.mark.parametrize("ranking", HALVES, ids=str)
+def test_losses_are_float32_ones_to_the_digits_of_its_precision(detector: FastRCNN, ranking: Ranking) -> None:
+    found, wanted = losses_of(detector, ranking), losses_of(detector, ExactRanking())
+    digits = torch.finfo(getattr(torch, ranking.precision)).eps
+    difference = (found - wanted).abs().max() / wanted.max()
+    assert 0.01 * digits < difference < 8 * digits  # another number, and not another loss
+
+
+def test_what_trains_is_in_float32_and_all_weights_get_their_gradients(detector: FastRCNN) -> None:
+    """Autocast keeps copies of weights that were made without a graph: training on those would leave no gradient."""
+    detector.rank_by(HalfRanking())
+    detector.sampler, detector.head.dropout.p = HardSampler(16), 0.0
+    image = torch.rand(3, 100, 110, generator=torch.Generator().manual_seed(0))
+    target = {"boxes": torch.tensor([[10.0, 10, 40, 40]]), "labels": torch.tensor([1])}
+    step = detector.training_step([image], [scene(detector)[1][0].boxes], [target])
+    torch.autograd.backward(sum(step.losses.values()))
+    found = {name: p.grad for name, p in detector.named_parameters()}
+    assert all(gradient is not None for gradient in found.values())
+
+    detector.zero_grad()
+    own = detector._losses(detector.features([image])[0], step.rois[0][step.selected[0]])
+    own.total.mean().backward()
+    for name, parameter in detector.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_matrix_products_are_cast_and_pooling_is_not(detector: FastRCNN) -> None:
+    detector.rank_by(HalfRanking())
+    seen = []
+    detector.head.cls_score.register_forward_hook(lambda layer, inputs, output: seen.append(output.dtype))
+    pool = detector.head.pool_rois
+    detector.head.pool_rois = lambda *args: seen.append(pool(*args).dtype) or pool(*args)  # type: ignore[method-assign]
+    rank(detector, *scene(detector))
+    assert seen == [torch.float32, torch.bfloat16]
+
+
+def test_ranking_in_the_precision_of_the_run_is_the_run_s_business() -> None:
+    with pytest.raises(Exception, match=r"ranking.kind: found half; allowed with precision bfloat16.*: exact"):
+        load_recipe("lite0", ["ranking=half", "precision=bfloat16"])
+    for kind in ("low_rank", "remembered"):
+        with pytest.raises(
+            Exception, match=r"ranking.precision: found bfloat16; allowed with precision float16.*: float32"
+        ):
+            load_recipe("lite0", [f"ranking={{kind: {kind}, precision: bfloat16}}", "precision=float16"])
+        load_recipe("lite0", [f"ranking={kind}", "precision=float16"])
+
+
+def test_wrong_settings_are_refused() -> None:
+    with pytest.raises(Exception, match=r"ranking.precision: found 'int8'"):
+        load_recipe("lite0", ["ranking={kind: half, precision: int8}"])
+    with pytest.raises(Exception, match="ranking: found half; allowed with mining loss_layer: exact"):
+        load_recipe("lite0", ["mining=loss_layer", "ranking=half"])

@@ -1,0 +1,115 @@
+"""Scores of suspects: small scenes whose numbers a hand can check."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ohem.data.dataset import ImageRecord
+from ohem.report.evidence import Evidence
+from ohem.report.suspects import (
+    class_scores,
+    find_suspects,
+    missing_scores,
+    pairwise_inside,
+    pairwise_iou,
+    place_scores,
+    spurious_scores,
+)
+
+CAT, DOG = 1, 2
+
+
+def test_a_detection_is_missing_as_far_as_no_annotation_explains_it() -> None:
+    iou = np.array([[0.0, 0.0], [0.1, 0.2], [0.0, 0.6], [0.1, 0.0]])
+    inside = np.array([[0.0, 0.0], [0.3, 0.0], [0.0, 0.0], [1.0, 0.0]])  # the last is a head within an annotated body
+    assert missing_scores(iou, inside, np.array([0.9, 0.5, 0.8, 0.7])) == pytest.approx([0.9, 0.3, 0, 0])
+    assert missing_scores(np.zeros((2, 0)), np.zeros((2, 0)), np.array([0.9, 0.8])).tolist() == [0.9, 0.8]
+
+
+def test_a_class_is_wrong_as_far_as_another_is_likelier() -> None:
+    probabilities = np.array([[0.1, 0.7, 0.2], [0.1, 0.2, 0.7], [0.8, 0.1, 0.1]])
+    scores, best = class_scores(probabilities, np.array([CAT, CAT, DOG]), np.zeros(3))
+    assert scores == pytest.approx([0, 0.5, 0])
+    assert best.tolist() == [DOG, DOG, CAT]
+    assert class_scores(probabilities, np.array([CAT, CAT, DOG]), np.full(3, 0.8))[0] == pytest.approx([0, 0.1, 0])
+
+
+@pytest.mark.parametrize(
+    ("iou", "same", "score", "rival"),
+    [
+        ([0.35], [True], 0.36, 0),  # its class, beside it
+        ([0.35], [False], 0, -1),  # another class
+        ([0.55], [True], 0, -1),  # its own
+        ([0.05], [True], 0, -1),  # does not touch
+    ],
+)
+def test_a_place_is_wrong_as_far_as_a_detection_beside_it_is_right(
+    iou: list[float], same: list[bool], score: float, rival: int
+) -> None:
+    scores, best = place_scores(np.array([iou]), np.array([same]), np.array([0.9]), np.array([0.8]), np.array([0.5]))
+    assert scores == pytest.approx([score])
+    assert best.tolist() == [rival]
+
+
+def test_a_detection_of_one_annotation_is_no_rival_of_its_neighbour() -> None:
+    iou = np.array([[0.35], [0.8]])
+    scores, best = place_scores(iou, np.ones((2, 1), np.bool_), np.array([0.9]), np.ones(2), np.zeros(2))
+    assert scores.tolist() == [0, 0]
+    assert best.tolist() == [-1, -1]
+    assert place_scores(np.zeros((2, 0)), np.zeros((2, 0), np.bool_), np.zeros(0), np.ones(2), np.zeros(2))[
+        1
+    ].tolist() == [-1, -1]
+
+
+def test_nothing_is_where_the_class_loss_is_large_and_no_detection_near() -> None:
+    probabilities = np.array([[0.99, 0.01, 0.0], [0.9999, 0.0001, 0.0], [0.9999, 0.0001, 0.0], [0.1, 0.9, 0.0]])
+    scores = spurious_scores(probabilities, np.array([CAT] * 4), np.array([0.0, 0.0, 0.5, 0.0]))
+    assert scores[:3] == pytest.approx([0.99 * (1 - 0.01**0.2), 0.9999 * (1 - 1e-4**0.2), 0.9999 * (1 - 1e-4**0.2) / 2])
+    assert scores[3] < 0.01
+
+
+def test_overlaps_and_shares() -> None:
+    a, b = np.array([[0.0, 0, 10, 10], [20, 20, 30, 30]]), np.array([[0.0, 0, 20, 10], [0, 0, 5, 5]])
+    assert pairwise_iou(a, b) == pytest.approx(np.array([[0.5, 0.25], [0, 0]]))
+    assert pairwise_inside(a, b) == pytest.approx(np.array([[1, 0.25], [0, 0]]))
+
+
+def scene(
+    annotated: list[tuple[tuple[float, ...], int, list[float]]], found: list[tuple[tuple[float, ...], float, int]]
+) -> Evidence:
+    g, nothing = len(annotated), np.zeros(len(annotated), np.bool_)
+    boxes = np.array([box for box, _, _ in annotated], dtype=np.float64).reshape(-1, 4)
+    labels = np.array([label for _, label, _ in annotated], dtype=np.int64)
+    record = ImageRecord("a", Path("a.jpg"), 100, 100, boxes, labels, nothing, nothing, np.zeros(g))
+    return Evidence(
+        record,
+        np.array([p for _, _, p in annotated], dtype=np.float64).reshape(-1, 3),
+        np.array([box for box, _, _ in found], dtype=np.float64).reshape(-1, 4),
+        np.array([score for _, score, _ in found]),
+        np.array([label for _, _, label in found], dtype=np.int64),
+    )
+
+
+def test_each_annotation_and_each_object_without_one_stands_in_the_list_once() -> None:
+    evidence = scene(
+        [((0, 0, 20, 20), CAT, [0.1, 0.1, 0.8])],
+        [((50, 50, 70, 70), 0.9, CAT), ((51, 51, 70, 70), 0.6, DOG), ((0, 0, 20, 20), 0.8, DOG)],
+    )
+    first, second = find_suspects([evidence])
+    assert (first.kind, first.fix, first.new_label, first.row) == ("missing box", "add", CAT, None)
+    assert (second.kind, second.fix, second.new_label, second.row) == ("wrong class", "relabel", DOG, 0)
+    assert second.score == pytest.approx(0.7)
+
+
+def test_kinds_take_turns_whatever_their_scores() -> None:
+    sure = [((0, 0, 20, 20), CAT, [0.0, 0.1 + k / 100, 0.9 - k / 100]) for k in range(3)]
+    unsure = [((30, 30, 50, 50), 0.2, CAT), ((60, 60, 80, 80), 0.1, CAT)]
+    found = find_suspects([scene(sure, []), scene([], unsure)])
+    assert [one.kind for one in found] == ["wrong class", "missing box"] * 2 + ["wrong class"]
+    assert [one.score for one in found] == pytest.approx([0.8, 0.2, 0.78, 0.1, 0.76])
+
+
+def test_no_images_or_nothing_in_them_is_no_suspect() -> None:
+    assert find_suspects([]) == []
+    assert find_suspects([scene([], [])]) == []

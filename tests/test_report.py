@@ -178,6 +178,21 @@ def test_a_run_that_was_not_evaluated_or_is_not_finished_has_what_there_is(
         make_report([tmp_path / "run", tmp_path / "run"])
 
 
+def test_a_run_whose_data_are_gone_has_its_log_and_the_page_says_what_is_missing(
+    runs: list[Path], tmp_path: Path
+) -> None:
+    shutil.copytree(runs[0], tmp_path / "run")
+    for file in ("run/run.json", "run/evaluation/metrics.json"):
+        path = tmp_path / file
+        path.write_text(path.read_text().replace(str(runs[0].parent / "data"), str(tmp_path / "gone")))
+    html = make_report([tmp_path / "run"], workers=0).read_text()
+    assert "evaluated on data that cannot be read any more" in html
+    assert "No pictures." in html
+    assert '<h2 id="cost">' in html
+    with pytest.raises(OhemError, match="found no such file or folder"):
+        make_report([tmp_path / "run"], data=[f"{tmp_path / 'gone'}@test"], workers=0)
+
+
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 

@@ -112,7 +112,12 @@ def _measured(
         return None, f"{file.parent.name} does not say on which data: add --data DATA"
     if sources not in opened:
         spec = DataSpec(classes=tuple(classes), other_classes="drop", bad_boxes="drop")
-        opened[sources] = open_dataset(sources, spec, reporter)
+        try:
+            opened[sources] = open_dataset(sources, spec, reporter)
+        except OhemError as error:
+            if data:
+                raise
+            return None, f"evaluated on data that cannot be read any more: {str(error).splitlines()[0]}"
     dataset = opened[sources]
     if tuple(classes) != dataset.classes:
         raise OhemError(f"{run.folder}: found other classes than in the runs before it; allowed: the same, in order")

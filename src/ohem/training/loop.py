@@ -126,7 +126,9 @@ def train(
     plan = [processes.share(batch) for batch in whole]
     offset = processes.offset(recipe.images_per_step)
     window = LogWindow(device)
-    mined = Mined(len(images.dataset.classes), [r.id for r in draw_count(images.dataset, FOLLOWED).records])
+    # Rows of proposals mean the same image after image only where the proposals do.
+    followed = draw_count(images.dataset, FOLLOWED).records if recipe.detector.given_proposals else []
+    mined = Mined(len(images.dataset.classes), [record.id for record in followed])
     with stop_on_signals() as stopped:
         for iteration, batch in zip(steps, load_batches(samples, plan, workers), strict=True):
             lr = set_lr(optimizer, recipe.schedule.factor(iteration, recipe.iterations))

@@ -96,6 +96,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/animals"))
     arguments = parser.parse_args()
     arms = {name: overrides or ARMS.get(name, []) for name, *overrides in arguments.arm or []} or ARMS
+    if arguments.only and arguments.only not in arms:
+        parser.error(f"--only: found {arguments.only}; allowed: {', '.join(arms)}")
     results: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in arms}
     with Console() as console:
         for seed in range(arguments.seeds):

@@ -110,6 +110,8 @@ def main() -> None:
     arguments = parser.parse_args()
     known = ARMS[arguments.recipe]
     arms = {name: overrides or known.get(name, []) for name, *overrides in arguments.arm or []} or known
+    if arguments.only and arguments.only not in arms:
+        parser.error(f"--only: found {arguments.only}; allowed: {', '.join(arms)}")
     results: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in arms}
     kept = RESULTS / FOLDERS[arguments.recipe]
     runs = arguments.runs or Path("runs") / FOLDERS[arguments.recipe]

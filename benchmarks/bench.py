@@ -89,7 +89,7 @@ def main() -> None:
         found = PARTS[part](options)
         file = RESULTS / f"{part}.json"
         before = json.loads(file.read_text()) if file.exists() else {}
-        stamp = {"date": str(date.today()), "machine": machine()}
+        stamp = {"date": str(date.today()), "load": os.getloadavg()[0], "machine": machine()}
         file.write_text(json.dumps({**before, **found, **stamp}, indent=1) + "\n")
 
 

@@ -181,7 +181,8 @@ def load_coco_proposals(path: Path) -> dict[ImageId, NDArray[np.float32]]:
     score = np.array([entry.score for entry in entries])
     xywh = np.array([entry.bbox for entry in entries]).reshape(-1, 4)
     order = np.lexsort((-score, image))
-    boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)[order].astype(np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is told by validate_proposals
+        boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)[order].astype(np.float32)
     starts = np.searchsorted(image[order], np.arange(1, len(positions)))
     return dict(zip(positions, np.split(boxes, starts), strict=False))
 

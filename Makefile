@@ -13,8 +13,8 @@ $(VENV)/.installed: pyproject.toml
 demo: $(VENV)/.installed  ## train the heuristic sampler and OHEM side by side on the built-in data
 	$(OHEM) demo
 
-test: lint  ## lint, type-check and run the tests
-	$(VENV)/bin/python -m pytest
+test: lint  ## lint, type-check and run the tests, in as many processes as there are cores
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

@@ -23,7 +23,7 @@ lint: $(VENV)/.installed
 
 coverage: $(VENV)/.installed  ## which lines of src/ohem the tests run; fails under 95 %
 	mkdir -p .coverage
-	$(VENV)/bin/coverage run -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/coverage run -m pytest -n auto
 	$(VENV)/bin/coverage combine
 	$(VENV)/bin/coverage report --skip-covered --show-missing
 

@@ -568,3 +568,19 @@ def test_a_sampler_is_a_value(sampler):
     first, second = (sampler(rois, Scored(losses), seeded())[0].tolist() for _ in range(2))
     assert first == second
     assert sampler == type(sampler)(**vars(sampler))
+
+
+@pytest.mark.parametrize(
+    ("setting", "allowed"),
+    [
+        ({"rois_per_image": 0}, "1 or more"),
+        ({"rois_per_image": float("inf")}, "1 or more"),
+        ({"fg_fraction": 1.01}, "0 to 1"),
+        ({"fg_fraction": -0.01}, "0 to 1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting, allowed):
+    ((name, value),) = setting.items()
+    with pytest.raises(ValueError, match=f"{name}: found {value}; allowed: {allowed}"):
+        RandomSampler(**setting)
+    assert RandomSampler(rois_per_image=1, fg_fraction=1.0).fg_fraction == 1.0

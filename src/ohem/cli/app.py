@@ -1,0 +1,44 @@
+"""The application that the commands join, and what it says when none is given."""
+
+from typing import Annotated
+
+import typer
+
+from ohem.console import Console
+
+app = typer.Typer(
+    name="ohem",
+    help="Train region-based object detectors on hard examples (Shrivastava et al., CVPR 2016).",
+    no_args_is_help=False,
+    invoke_without_command=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+NEXT = """[bold]ohem[/bold] trains region-based object detectors on hard examples. What next?
+
+  [cyan]ohem demo[/cyan]                                        see it work, no data needed
+  [cyan]ohem data[/cyan]                                        get the paper's data
+  [cyan]ohem check[/cyan] MY_DATA@train                         find faults of a data set
+  [cyan]ohem train[/cyan] lite0 --data MY_DATA@train            proposals, training
+  [cyan]ohem evaluate[/cyan] runs/lite0 --data MY_DATA@test     average precision
+  [cyan]ohem detect[/cyan] runs/lite0 photos/                   pictures with boxes drawn
+  [cyan]ohem report[/cyan] runs/lite0                           a page of what it learned and got wrong
+  [cyan]ohem inspect[/cyan] runs/lite0 --data MY_DATA@train     annotations that are likely wrong
+
+  [cyan]ohem COMMAND --help[/cyan] explains the rest."""
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Say what to do next when no command is given."""
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(installed("ohem"))
+    elif context.invoked_subcommand is None:
+        Console().out(NEXT)

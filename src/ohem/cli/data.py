@@ -1,0 +1,171 @@
+"""Commands on data and proposals, before training. Each says what it needs and calls one function."""
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ohem.cli.app import app
+from ohem.cli.options import BadBoxes, Classes, Data, DataArgument, OtherClasses, ProposalFiles, Workers, class_names
+from ohem.console import Console
+from ohem.errors import OhemError
+
+
+@app.command("data")
+def get_data(
+    name: Annotated[str | None, typer.Argument(help="One of the list that [cyan]ohem data[/cyan] prints.")] = None,
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Where to unpack it; made if missing.")] = None,
+) -> None:
+    """Get the data of the paper: images, annotations, published proposals and weights. Alone: list what there is.
+
+    Can be stopped and started again. Nothing in DIR is written over. Without a network it says which files to put
+    there by hand.
+
+    Example: [cyan]ohem data voc07 voc[/cyan]
+    """
+    from ohem.data.download import get, in_words
+    from ohem.data.published import PUBLISHED, find_published
+
+    if name is None:
+        for one in PUBLISHED:
+            typer.echo(f"{one.name:<18}{in_words(one.size):>8}  {one.what}")
+            typer.echo(f"{'':<28}{', '.join(one.hosts)}; {one.licence}")
+        return
+    published = find_published(name)
+    if folder is None:
+        raise OhemError(f"data: found no folder; allowed: ohem data {name} DIR")
+    with Console() as console:
+        arguments = get(published, folder, say=console.say, progress=console.progress)
+        console.say(f"{published.what}; to use:")
+        for argument in arguments:
+            console.say(f"  {argument}")
+
+
+@app.command()
+def check(
+    data: DataArgument,
+    classes: Classes = None,
+    other_classes: OtherClasses = "error",
+    bad_boxes: BadBoxes = "error",
+) -> None:
+    """Find every fault of a data set before training: annotations, sizes, and each image decoded.
+
+    Exit code 0 when there are none, 2 when there are; nothing is changed.
+
+    Example: [cyan]ohem check VOCdevkit/VOC2007@trainval[/cyan]
+    """
+    from ohem.data.check import load_checked, summary
+    from ohem.data.sources import load_dataset
+
+    with Console() as console:
+        dataset = load_checked(
+            lambda: load_dataset(data, class_names(classes), other_classes=other_classes, bad_boxes=bad_boxes),
+            decode=True,
+            progress=lambda done, total: console.progress("decoding images", done, total),
+        )
+    found = summary(dataset)
+    console.table(
+        dataset.name,
+        ("", ""),
+        [
+            ("images", found.images),
+            ("images without boxes", found.images_without_boxes),
+            ("boxes", found.boxes),
+            ("difficult, crowd", f"{found.difficult}, {found.crowd}"),
+            ("width, height", f"{found.widths[0]}-{found.widths[1]}, {found.heights[0]}-{found.heights[1]} px"),
+            ("sides of boxes", f"{found.box_sides[0]:.0f}-{found.box_sides[1]:.0f} px"),
+            *((f"class {name}", count) for name, count in found.boxes_per_class.items()),
+        ],
+    )
+    for note in found.notes:
+        console.say(note)
+    console.say("no faults")
+
+
+@app.command()
+def propose(
+    data: DataArgument,
+    mode: Annotated[Literal["fast", "quality"], typer.Option(help="Of selective search.")] = "fast",
+    proposals: ProposalFiles = None,
+    out: Annotated[Path | None, typer.Option(help="The cache file; default: in the user's cache folder.")] = None,
+    workers: Workers = 2,
+) -> None:
+    """Make selective-search proposals of a data set, or read published ones, and print their recall.
+
+    Can be stopped and started again: finished images are kept, images that changed are made anew.
+
+    Examples: [cyan]ohem propose VOC2007@trainval[/cyan], or to judge published ones:
+    [cyan]ohem propose VOC2007@test --proposals voc_2007_test.mat[/cyan]
+    """
+    from ohem.models.spec import ProposalSpec
+    from ohem.proposals.recall import proposal_recall
+    from ohem.recipes.recipe import DataSpec
+    from ohem.workflow import open_dataset, open_proposals
+
+    with Console() as console:
+        dataset = open_dataset(data, DataSpec(bad_boxes="drop"), console)
+        found = open_proposals(dataset, proposals or [], ProposalSpec(mode=mode), workers, console, cache=out)
+        heading, *rows = proposal_recall(dataset.records, found).rows()
+    console.table(f"recall of {dataset.name}", heading, rows)
+
+
+@app.command()
+def harvest(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or a weights file.")],
+    out: Annotated[Path, typer.Argument(help="The new proposal file, .json.")],
+    data: Data,
+    proposals: ProposalFiles = None,
+    max_background: Annotated[
+        float, typer.Option(min=0, max=1, help="A background RoI with a lower probability of background is kept.")
+    ] = 0.5,
+    workers: Workers = 1,
+) -> None:
+    """Bootstrapping, as before OHEM: keep the foreground and false positives of a frozen detector, to train on those.
+
+    Example: [cyan]ohem harvest runs/round-1 hard.json --data MY_DATA@train[/cyan], and then
+    [cyan]ohem train lite0 sampler=random sampler.bg_lo=0 init_from=runs/round-1 --data MY_DATA@train
+    --proposals hard.json[/cyan]
+    """
+    from ohem.bootstrapping import harvest as harvest_working_set
+
+    with Console() as console:
+        harvest_working_set(
+            run,
+            data,
+            out,
+            proposals=proposals or [],
+            max_background=max_background,
+            workers=workers,
+            reporter=console,
+        )
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="FILE.caffemodel", help="VGG16's or VGG_CNN_M_1024's weights.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The new file.")],
+    classes: Annotated[
+        str | None, typer.Option(help="A detector's class names in order, with commas between; default: VOC's twenty.")
+    ] = None,
+) -> None:
+    """Turn Caffe's weights into a file of ours: an ImageNet backbone, or a whole Fast R-CNN detector.
+
+    Examples: [cyan]ohem convert VGG_CNN_M_1024.v2.caffemodel vgg_cnn_m_1024.safetensors[/cyan], and then
+    [cyan]ohem train vgg_cnn_m_1024 detector.backbone.weights=vgg_cnn_m_1024.safetensors --data VOC2007@trainval[/cyan]
+    """
+    from ohem.conversion import convert as convert_file
+
+    console = Console()
+    found = convert_file(source, out, class_names(classes))
+    rows = [(name, " x ".join(map(str, shape)), math.prod(shape) + shape[0]) for name, shape in found.shapes.items()]
+    console.table(found.network, ("layer", "weights", "parameters"), rows)
+    console.say(f"{len(rows)} layers, {sum(count for _, _, count in rows):,} parameters, biases included")
+    if found.left_out:
+        every = len(rows) + len(found.left_out)
+        console.say(f"{len(found.left_out)} of {every} layers with weights left out: {', '.join(found.left_out)}")
+    if found.kind == "detector":
+        console.say(f"{len(found.classes)} classes: {', '.join(found.classes)}")
+        console.say(f"detector in {out}; next: ohem evaluate {out} --data DATA, ohem detect {out} IMAGES")
+    else:
+        console.say(f"backbone in {out}; next: ohem train {found.network} detector.backbone.weights={out} --data DATA")

@@ -1,0 +1,131 @@
+"""Commands that judge a trained detector, or detect with it. Each says what it needs and calls one function."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ohem.cli.app import app
+from ohem.cli.options import BadBoxes, Data, Device, OtherClasses, ProposalFiles, Workers
+from ohem.console import Console
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or a weights file.")],
+    data: Data,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FIELD=VALUE]...", help="detection.refine=0.05, image.test_scales=\\[480,576]"),
+    ] = None,
+    proposals: ProposalFiles = None,
+    out: Annotated[Path | None, typer.Option(help="New folder for metrics and detections; default in the run.")] = None,
+    weights: Annotated[Literal["best", "last"], typer.Option(help="best: on the validation split, if any.")] = "best",
+    other_classes: OtherClasses = "drop",
+    bad_boxes: BadBoxes = "error",
+    device: Device = None,
+    workers: Workers = 1,
+) -> None:
+    """Average precision on a data set: VOC's (11-point and area) and COCO's twelve numbers.
+
+    Detections are saved in COCO's results format and, of VOC data, as comp4_det_SPLIT_CLASS.txt.
+
+    Examples: [cyan]ohem evaluate runs/lite0 --data MY_DATA@test[/cyan],
+    [cyan]ohem evaluate runs/lite0 detection.refine=0.05 --data MY_DATA@test[/cyan]
+    """
+    from ohem import workflow
+
+    with Console() as console:
+        result = workflow.evaluate(
+            run,
+            data,
+            proposals=proposals or [],
+            out=out,
+            weights=weights,
+            overrides=overrides or [],
+            other_classes=other_classes,
+            bad_boxes=bad_boxes,
+            device=device,
+            workers=workers,
+            reporter=console,
+        )
+    percent = [
+        (name, f"{100 * a:.1f}", f"{100 * b:.1f}", count)
+        for (name, a), (_, b), count in zip(
+            result.voc07.rows(),
+            result.voc12.rows(),
+            [*result.voc07.num_gt.tolist(), result.voc07.num_gt.sum()],
+            strict=True,
+        )
+    ]
+    console.table("VOC AP at IoU 0.5, %", ("class", "11-point", "area", "objects"), percent)
+    console.table("COCO, %", ("", ""), [(name, f"{100 * value:.1f}") for name, value in result.coco.numbers.items()])
+    console.say(f"metrics and detections are in {result.folder}")
+
+
+@app.command()
+def submit(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or a weights file.")],
+    server: Annotated[Literal["voc12", "coco"], typer.Argument(help="Whose classes and format.")],
+    data: Annotated[
+        str, typer.Option(help="The test set: VOC2012@test, or coco@test-dev2015. Annotations: none needed.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FIELD=VALUE]...", help="detection.refine=0.05, image.test_scales=\\[480,576]"),
+    ] = None,
+    proposals: ProposalFiles = None,
+    out: Annotated[Path | None, typer.Option(help="New folder; default in the run.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the method, at the server; default: the run's.")] = None,
+    testset: Annotated[str | None, typer.Option(help="COCO's name of the test set, if not as in the file's.")] = None,
+    weights: Annotated[Literal["best", "last"], typer.Option(help="best: on the validation split, if any.")] = "best",
+    device: Device = None,
+    workers: Workers = 1,
+) -> None:
+    """Detect in a test set whose annotations are secret, and pack the detections as its server wants them.
+
+    Examples: [cyan]ohem submit runs/vgg16 voc12 --data VOCdevkit/VOC2012@test[/cyan],
+    [cyan]ohem submit runs/vgg16 coco --data coco@test-dev2015 --testset test-dev2017[/cyan]
+    """
+    from ohem import submission
+
+    with Console() as console:
+        made = submission.submit(
+            run,
+            server,
+            data,
+            proposals=proposals or [],
+            out=out,
+            name=name,
+            test_set=testset,
+            weights=weights,
+            overrides=overrides or [],
+            device=device,
+            workers=workers,
+            reporter=console,
+        )
+    console.say(f"{made.detections} detections in {made.images} images of {made.test_set}; to be sent: {made.archive}")
+
+
+@app.command()
+def detect(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or a weights file.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Files, folders, or globs in quotes.")],
+    out: Annotated[Path | None, typer.Option(help="New folder for pictures and detections.json.")] = None,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Show detections with at least this score.")] = 0.5,
+    weights: Annotated[Literal["best", "last"], typer.Option(help="best: on the validation split, if any.")] = "best",
+    device: Device = None,
+    workers: Workers = 1,
+) -> None:
+    """Detect objects in pictures: boxes drawn on copies of them, and a JSON.
+
+    Example: [cyan]ohem detect runs/lite0 photos/ --out found[/cyan]
+    """
+    from ohem.pictures import detect_pictures
+
+    with Console() as console:
+        result = detect_pictures(
+            run, images, out=out, threshold=threshold, weights=weights, device=device, workers=workers, reporter=console
+        )
+    found = sum(len(one.labels) for one in result.detections.values())
+    console.say(f"{found} objects in {len(result.detections)} images: pictures and detections.json in {result.folder}")

@@ -22,6 +22,7 @@ NEXT = """[bold]ohem[/bold] trains region-based object detectors on hard example
   [cyan]ohem data[/cyan]                                        get the paper's data
   [cyan]ohem check[/cyan] MY_DATA@train                         find faults of a data set
   [cyan]ohem train[/cyan] lite0 --data MY_DATA@train            proposals, training
+  [cyan]ohem watch[/cyan] runs/lite0                            how a training stands, in another terminal
   [cyan]ohem evaluate[/cyan] runs/lite0 --data MY_DATA@test     average precision
   [cyan]ohem detect[/cyan] runs/lite0 photos/                   pictures with boxes drawn
   [cyan]ohem report[/cyan] runs/lite0                           a page of what it learned and got wrong

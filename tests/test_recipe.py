@@ -94,7 +94,7 @@ def test_every_field_can_be_set_on_the_command_line() -> None:
         (["sampler=5"], ["lite0: sampler.kind: found None; allowed: hard, random, all, iou_balanced, rank, stratified, quota"]),
         (["sampler={kind: hard, rois_per_image: 0}"], ["lite0: sampler.rois_per_image: found 0; allowed: 1 or more"]),
         (["sampler={kind: rank, pressure: high}"], ["lite0: sampler.pressure: found 'high'; "]),
-        (["sampler={kind: rank, presure: 5}"], ["lite0: sampler.presure: found an unknown field; allowed for rank: rois_per_image, "]),
+        (["sampler={kind: rank, presure: 5}"], ["lite0: sampler.presure: found an unknown field (did you mean pressure?); allowed for rank: rois_per_image, "]),
         (["loss=hinge"], ["lite0: loss.kind: found 'hinge'; allowed: log, focal, ghm"]),
         (["loss={kind: log, gamma: 2}"], ["lite0: loss.gamma: found an unknown field; allowed for log: none"]),
         (["loss={kind: focal, gamma: -1}"], ["lite0: loss.gamma: found -1.0; allowed: 0 or more"]),

@@ -1,5 +1,6 @@
 """The application that the commands join, and what it says when none is given."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,7 +23,7 @@ NEXT = """[bold]ohem[/bold] trains region-based object detectors on hard example
   [cyan]ohem data[/cyan]                                        get the paper's data
   [cyan]ohem check[/cyan] MY_DATA@train                         find faults of a data set
   [cyan]ohem train[/cyan] lite0 --data MY_DATA@train            proposals, training
-  [cyan]ohem watch[/cyan] runs/lite0                            how a training stands, in another terminal
+  [cyan]ohem watch[/cyan] runs/lite0                            how a training stands
   [cyan]ohem evaluate[/cyan] runs/lite0 --data MY_DATA@test     average precision
   [cyan]ohem detect[/cyan] runs/lite0 photos/                   pictures with boxes drawn
   [cyan]ohem report[/cyan] runs/lite0                           a page of what it learned and got wrong
@@ -42,4 +43,22 @@ def root(
 
         typer.echo(installed("ohem"))
     elif context.invoked_subcommand is None:
-        Console().out(NEXT)
+        console = Console()
+        console.out(NEXT)
+        for sentence in next_of_runs(Path("runs")):
+            console.say(sentence)
+
+
+def next_of_runs(folder: Path, most: int = 3) -> list[str]:
+    """What to do with the newest runs in a folder; told by their files alone, so that torch need not be loaded."""
+    runs = sorted(folder.glob("*/run.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    sentences = [_next_of_run(file.parent) for file in runs[:most]]
+    return ["", "Runs here, the newest first:", *sentences] if sentences else []
+
+
+def _next_of_run(run: Path) -> str:
+    if not (run / "weights.safetensors").exists():
+        return f"  {run} is not finished: ohem watch {run}, or if it was stopped: ohem train --resume {run}"
+    if not (run / "evaluation").exists():
+        return f"  {run} is trained: ohem evaluate {run} --data DATA"
+    return f"  {run} is evaluated: ohem report {run}"

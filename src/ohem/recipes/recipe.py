@@ -59,7 +59,10 @@ class Kinds(Generic[_T]):
         known = [field.name for field in fields(self._kinds[kind])]  # type: ignore[arg-type]
         for name, option in options.items():
             if name not in known:
-                raise ValueError(f"{name}: found an unknown field; allowed for {kind}: {', '.join(known) or 'none'}")
+                hint = _nearest(name, known)
+                raise ValueError(
+                    f"{name}: found an unknown field{hint}; allowed for {kind}: {', '.join(known) or 'none'}"
+                )
             if isinstance(option, float) and not math.isfinite(option):
                 raise ValueError(f"{name}: found {option}; allowed: finite numbers")
         try:
@@ -345,8 +348,7 @@ def _find_recipe(name: str, beside: Path = Path()) -> Path:
             raise OhemError(f"{path}: found no such file; allowed: {allowed}")
         return path
     if name not in built_in_recipes():
-        close = difflib.get_close_matches(name, built_in_recipes(), 1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
+        hint = _nearest(name, built_in_recipes())
         raise OhemError(f"recipe: found {name!r}{hint}; allowed: {allowed}")
     return Path(__file__).parent / f"{name}.yaml"
 
@@ -429,13 +431,18 @@ def _apply(values: dict[str, Any], override: str) -> None:
     values[last] = value
 
 
+def _nearest(name: str, known: Sequence[str]) -> str:
+    """A guess at what a mistyped name should be, in brackets; empty where none is near."""
+    close = difflib.get_close_matches(name, known, 1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
 def _explain(error: Any, model: type[Spec]) -> str:
     """One line: the field, what was found, what is allowed."""
     where = ".".join(str(part) for part in error["loc"] if part not in DETECTORS)
     if error["type"] == "extra_forbidden":
         allowed = _fields_at(model, error["loc"][:-1])
-        close = difflib.get_close_matches(str(error["loc"][-1]), allowed, 1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
+        hint = _nearest(str(error["loc"][-1]), allowed)
         return f"{where}: found an unknown field{hint}; allowed: {', '.join(allowed)}"
     if error["type"] == "value_error":
         message = str(error["ctx"]["error"])

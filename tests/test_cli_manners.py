@@ -1,0 +1,89 @@
+"""How the command line speaks: what to do next, names mistyped, exit codes, no colours in pipes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ohem.cli.app import app, next_of_runs
+from test_cli import ohem
+
+
+def test_ohem_alone_says_what_to_do_with_the_newest_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert next_of_runs(Path("runs")) == []
+    for age, (name, files) in enumerate(
+        {"begun": [], "trained": ["weights.safetensors"], "judged": ["weights.safetensors", "evaluation"]}.items()
+    ):
+        folder = Path("runs") / name
+        folder.mkdir(parents=True)
+        for file in ("run.json", *files):
+            (folder / file).touch()
+        os.utime(folder / "run.json", (1000 - age, 1000 - age))
+    _, _, *told = next_of_runs(Path("runs"))
+    assert [line.split(": ", 1)[1] for line in told] == [
+        "ohem watch runs/begun, or if it was stopped: ohem train --resume runs/begun",
+        "ohem evaluate runs/trained --data DATA",
+        "ohem report runs/judged",
+    ]
+    assert len(next_of_runs(Path("runs"), most=1)) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["trian"], "Did you mean 'train'?"),
+        (["train", "--dta", "x"], "--data"),
+        (["data", "voc7"], "did you mean voc07?"),
+        (["train", "lite", "--data", "data"], "did you mean lite0?"),
+        (["train", "lite0", "optimzer.lr=1", "--data", "data"], "did you mean optimizer?"),
+        (["train", "lite0", "sampler.nms_io=0.5", "--data", "data"], "did you mean nms_iou?"),
+    ],
+)
+def test_mistyped_names_are_answered_with_the_nearest_and_exit_code_2(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ohem(*arguments) == 2
+    told, complaint = capsys.readouterr()
+    assert expected in complaint
+    assert told == ""
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "last_line"),
+    [
+        ("pass", 0, ""),
+        ("raise ValueError('a fault of ours')", 1, "ValueError: a fault of ours"),
+        ("raise PermissionError(13, 'Permission denied', 'out')", 2, "out: found Permission denied; allowed after"),
+        ("raise KeyboardInterrupt", 130, ""),
+    ],
+)
+def test_exit_codes_are_those_of_the_documentation(body: str, code: int, last_line: str) -> None:
+    script = f"""
+import sys
+from ohem.cli import main
+from ohem.cli.app import app
+@app.command()
+def odd():
+    {body}
+sys.argv = ["ohem", "odd"]
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.returncode == code
+    assert (ended.stderr.splitlines() or [""])[-1].startswith(last_line)
+
+
+def test_every_command_explains_itself_with_an_example() -> None:
+    for command in app.registered_commands:
+        assert command.callback is not None
+        name = command.name or command.callback.__name__
+        assert f"ohem {name}" in (command.callback.__doc__ or ""), name
+
+
+def test_nothing_piped_is_coloured() -> None:
+    for arguments in ([], ["--help"], ["train", "--help"]):
+        told = subprocess.run([sys.executable, "-m", "ohem", *arguments], capture_output=True, check=True).stdout
+        assert b"\x1b" not in told

@@ -41,6 +41,9 @@ def from_supervision(found: Any) -> Detections:
 
     Masks, trackers' ids and ``data`` have no place here and stay behind.
 
+    Args:
+        found: D boxes with ``confidence`` in [0, 1] and ``class_id`` from 0; or none.
+
     Raises:
         OhemError: it has boxes but no confidence or no class ids, or a class id below 0.
     """

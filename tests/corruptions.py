@@ -1,6 +1,6 @@
 """Tiny valid data sets, and every way we know to break one.
 
-`make_voc` and `make_coco` write three pictures: one with two objects, one with one, one with none. Each of
+`make_voc`, `make_coco` and `make_yolo` write three pictures: one with two objects, one with one, one with none. Each of
 `CORRUPTIONS` breaks a fresh copy in one way.
 """
 
@@ -23,7 +23,7 @@ class Corruption(NamedTuple):
 
     Attributes:
         name: for the test's id.
-        format: which of the two data sets it breaks.
+        format: which of the data sets it breaks.
         corrupt: breaks the data set in a folder.
         expect: stands in one of the faults.
         file: the name of the file that this fault names.
@@ -32,7 +32,7 @@ class Corruption(NamedTuple):
     """
 
     name: str
-    format: Literal["voc", "coco"]
+    format: Literal["voc", "coco", "yolo"]
     corrupt: Callable[[Path], None]
     expect: str
     file: str
@@ -96,6 +96,15 @@ def make_coco(folder: Path) -> None:
     categories = [{"id": 7, "name": "person"}, {"id": 3, "name": "dog"}]
     document = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "instances.json").write_text(json.dumps(document, indent=1))
+
+
+def make_yolo(folder: Path) -> None:
+    """Write a tiny YOLO folder with the split ``train``; the objects are those of `make_voc`."""
+    make_pictures(folder / "images" / "train")
+    (folder / "labels" / "train").mkdir(parents=True)
+    (folder / "labels" / "train" / "000001.txt").write_text("1 0.3125 0.5 0.3125 0.8333333333\n0 0.5 0.5 1 1\n")
+    (folder / "labels" / "train" / "000002.txt").write_text("0 0.6 0.375 0.4 0.25\n")
+    (folder / "data.yaml").write_text("path: .\ntrain: images/train\nnc: 2\nnames: [dog, person]\n")
 
 
 def _replace(path: str, old: str, new: str) -> Callable[[Path], None]:
@@ -481,4 +490,52 @@ IMAGE_CORRUPTIONS = [
     )
 ]
 
-CORRUPTIONS = [*VOC_CORRUPTIONS, *COCO_CORRUPTIONS, *IMAGE_CORRUPTIONS]
+_TWO = "labels/train/000002.txt"
+_LINE = "0 0.6 0.375 0.4 0.25"
+_BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\ntrain: images/train\nnames: *c\n"
+
+
+def _labels(name: str, text: str, expect: str, faults: int = 1) -> Corruption:
+    return Corruption(name, "yolo", _write(_TWO, text), expect, "000002.txt", faults)
+
+
+def _yaml(name: str, old: str, new: str, expect: str, faults: int = 1) -> Corruption:
+    return Corruption(name, "yolo", _replace("data.yaml", old, new), expect, "data.yaml", faults)
+
+
+YOLO_CORRUPTIONS = [
+    _labels("too few values", "0 0.6 0.375 0.4", "line 1: found 4 values"),
+    _labels("a confidence behind the box", f"{_LINE} 0.9", "line 1: found 6 values"),
+    _labels("half a point of a polygon", "0 .1 .1 .2 .2 .3 .3 .4", "line 1: found 8 values"),
+    _labels("a word", f"{_LINE}\n0 0.6 left 0.4 0.25", "line 2: found 'left'; allowed: numbers"),
+    _labels("no number", "0 0.6 nan 0.4 0.25", "line 1: found 'nan'"),
+    _labels("infinite", "0 0.6 1e999 0.4 0.25", "line 1: found 1e999; allowed: shares"),
+    _labels("a name for a class", "dog 0.6 0.375 0.4 0.25", "line 1: found 'dog'"),
+    _labels("class out of range", "2 0.6 0.375 0.4 0.25", "line 1: found class 2; allowed: a whole number from 0 to 1"),
+    _labels("class below 0", "-1 0.6 0.375 0.4 0.25", "line 1: found class -1"),
+    _labels("half a class", "0.5 0.6 0.375 0.4 0.25", "line 1: found class 0.5"),
+    _labels("pixels", "0 30 15 20 10", "line 1: found 30; allowed: shares of the picture's sides, from 0 to 1"),
+    _labels("below 0", "0 0.6 -0.375 0.4 0.25", "line 1: found -0.375"),
+    _labels("empty box", "0 0.6 0.375 0 0.25", "empty; allowed: positive width"),
+    _labels("box sticks out", "0 0.9 0.375 0.4 0.25", "outside the 50 x 40 picture by 5 px"),
+    _labels("several at once", "9 .5 .5 .1 .1\n0 x .5 .1 .1\n0 .5 .5 0 .1\n0", "line 4: found 1 value;", faults=4),
+    Corruption("labels of no text", "yolo", _write(_TWO, b"\xff\xfe\x00"), "not UTF-8", "000002.txt"),
+    Corruption("labels without end", "yolo", _write(_TWO, b"0 " * 5_000_001), "at most 10000000 bytes", "000002.txt"),
+    Corruption("no yaml", "yolo", _write("data.yaml", "names: [dog"), "malformed YAML", "data.yaml"),
+    Corruption("yaml with code", "yolo", _write("data.yaml", "!!python/name:os.system"), "malformed YAML", "data.yaml"),
+    Corruption("yaml a list", "yolo", _write("data.yaml", "[train]"), "YAML that is a list", "data.yaml"),
+    Corruption("yaml a bomb", "yolo", _write("data.yaml", _BOMB), "names: found [[[", "data.yaml"),
+    Corruption("yaml nested deep", "yolo", _write("data.yaml", "[" * 9000), "malformed YAML", "data.yaml"),
+    _yaml("no names", "names: [dog, person]", "", "names: found nothing"),
+    _yaml("a name twice", "[dog, person]", "[dog, dog]", "names: found dog more than once"),
+    _yaml("names with a gap", "[dog, person]", "{0: dog, 2: person}", "names: found {0: 'dog', 2: 'person'}"),
+    _yaml("another number of names", "nc: 2", "nc: 3", "nc: found 3; allowed: 2, the number of names"),
+    _yaml("pictures elsewhere", "images/train", "/etc", "train: found '/etc'; allowed: a folder of pictures"),
+    _yaml("pictures above", "images/train", "../../x", "train: found '../../x'"),
+    _yaml("pictures nowhere", "images/train", "images/val", "train: found 'images/val'"),
+    _yaml("pictures of another kind", "images/train", "{a: 1}", "train: found {'a': 1}"),
+    _yaml("no pictures", "images/train", "labels/train", "without a picture in it"),
+    _yaml("a name too long", "images/train", "a" * 5000, "train: found 'aaa"),
+]
+
+CORRUPTIONS = [*VOC_CORRUPTIONS, *COCO_CORRUPTIONS, *YOLO_CORRUPTIONS, *IMAGE_CORRUPTIONS]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from corruptions import CORRUPTIONS, Corruption, make_coco, make_voc
+from corruptions import CORRUPTIONS, Corruption, make_coco, make_voc, make_yolo
 from ohem.cli import main
 from shapes import make_shapes
 
@@ -159,7 +159,7 @@ def test_coco_data_and_published_proposals_go_the_same_road(tmp_path: Path) -> N
 def test_corrupted_data_ends_with_one_line_a_fault_and_exit_code_2(
     case: Corruption, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    {"voc": make_voc, "coco": make_coco}[case.format](tmp_path / "data")
+    {"voc": make_voc, "coco": make_coco, "yolo": make_yolo}[case.format](tmp_path / "data")
     case.corrupt(tmp_path / "data")
     before = contents(tmp_path / "data")
     assert ohem("check", tmp_path / "data") == 2

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from corruptions import CORRUPTIONS, Corruption, make_coco, make_voc
+from corruptions import CORRUPTIONS, Corruption, make_coco, make_voc, make_yolo
 from ohem.data.check import check_dataset
 from ohem.data.sources import load_dataset
 from ohem.errors import DataError, OhemError
 
-MAKE = {"voc": make_voc, "coco": make_coco}
+MAKE = {"voc": make_voc, "coco": make_coco, "yolo": make_yolo}
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -47,13 +47,13 @@ def test_broken_data_is_refused(case: Corruption, tmp_path: Path) -> None:
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("name", ["voc", "coco"])
+@pytest.mark.parametrize("name", ["voc", "coco", "yolo"])
 def test_the_unbroken_data_has_no_fault(name: str, tmp_path: Path) -> None:
     MAKE[name](tmp_path / "data")
     assert check_dataset(load_dataset([str(tmp_path / "data")])) == []
 
 
-@pytest.mark.parametrize("name", ["voc", "coco"])
+@pytest.mark.parametrize("name", ["voc", "coco", "yolo"])
 def test_random_damage_never_ends_in_another_exception(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     MAKE[name](folder)

@@ -8,8 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ohem.data.dataset import DetectionDataset, Detections
     from ohem.data.sources import load_dataset
     from ohem.errors import DataError, Fault, OhemError
+    from ohem.evaluation.evaluators import CocoEvaluator, VocEvaluator
+    from ohem.interchange import from_supervision, to_supervision
     from ohem.losses import RoiLosses, roi_losses
     from ohem.models.fast_rcnn import FastRCNN
     from ohem.models.faster_rcnn import FasterRCNN
@@ -29,7 +32,10 @@ if TYPE_CHECKING:
 
 _HOME = {
     "AllSampler": "samplers",
+    "CocoEvaluator": "evaluation.evaluators",
     "DataError": "errors",
+    "DetectionDataset": "data.dataset",
+    "Detections": "data.dataset",
     "FastRCNN": "models.fast_rcnn",
     "FasterRCNN": "models.faster_rcnn",
     "Fault": "errors",
@@ -47,9 +53,11 @@ _HOME = {
     "Sampler": "samplers",
     "Sources": "training.run",
     "StratifiedSampler": "rivals",
+    "VocEvaluator": "evaluation.evaluators",
     "boxes_in_float32": "torchvision_models",
     "detect_pictures": "pictures",
     "evaluate": "workflow",
+    "from_supervision": "interchange",
     "hard_examples": "samplers",
     "inspect_annotations": "report.inspection",
     "label_rois": "rois",
@@ -61,6 +69,7 @@ _HOME = {
     "replay": "training.replay",
     "resume": "workflow",
     "roi_losses": "losses",
+    "to_supervision": "interchange",
     "train": "workflow",
     "use_rpn_sampler": "torchvision_models",
     "use_sampler": "torchvision_models",
@@ -68,7 +77,10 @@ _HOME = {
 
 __all__ = [
     "AllSampler",
+    "CocoEvaluator",
     "DataError",
+    "DetectionDataset",
+    "Detections",
     "FastRCNN",
     "FasterRCNN",
     "Fault",
@@ -86,9 +98,11 @@ __all__ = [
     "Sampler",
     "Sources",
     "StratifiedSampler",
+    "VocEvaluator",
     "boxes_in_float32",
     "detect_pictures",
     "evaluate",
+    "from_supervision",
     "hard_examples",
     "inspect_annotations",
     "label_rois",
@@ -100,6 +114,7 @@ __all__ = [
     "replay",
     "resume",
     "roi_losses",
+    "to_supervision",
     "train",
     "use_rpn_sampler",
     "use_sampler",

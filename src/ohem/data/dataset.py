@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ImageId = str | int
-"""VOC's file stem, or COCO's integer image id."""
+"""VOC's file stem, COCO's integer image id, or the path of a YOLO picture in its folder, without its suffix."""
 
 Proposals = Mapping[ImageId, NDArray[np.float32]]
 """Image id -> (P, 4) boxes, xyxy, 0-based half-open pixels of the original image."""
@@ -31,8 +31,8 @@ class ImageRecord:
         height: in pixels.
         boxes: (G, 4) float64, xyxy, 0-based half-open.
         labels: (G,) int64, 1..C; 0 is background and never stands here.
-        difficult: (G,) bool, VOC's flag; all False for COCO.
-        crowd: (G,) bool, COCO's ``iscrowd``; all False for VOC.
+        difficult: (G,) bool, VOC's flag; all False for COCO and YOLO.
+        crowd: (G,) bool, COCO's ``iscrowd``; all False for VOC and YOLO.
         area: (G,) float64, COCO's ``area`` (of the segmentation where there is one), else the box's area.
     """
 
@@ -56,13 +56,13 @@ class DetectionDataset:
         format: the format it was read from.
         root: the folder (or COCO JSON file) it was read from; the first one of several joined.
         classes: class names; label i means ``classes[i - 1]``.
-        category_ids: the id of each class in COCO's files (sparse there); 1..C for VOC.
+        category_ids: the id of each class in COCO's files (sparse there); 1..C for VOC and YOLO.
         records: the images, in the order of the split file or JSON.
         notes: what was left out while reading, counted, one sentence each, for the user to be told.
     """
 
     name: str
-    format: Literal["voc", "coco"]
+    format: Literal["voc", "coco", "yolo"]
     root: Path
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]

@@ -7,6 +7,7 @@ A source is ``PATH`` or ``PATH@SPLIT``; several are joined, as in training on VO
     coco/annotations/instances_val2017.json
     pets/instances.json@photos             a COCO file and the folder of its images
     pets                                   a folder with one COCO file in it, and its images beside it
+    birds@train, birds/data.yaml@train     a YOLO folder, with data.yaml in it, and one of its splits
 """
 
 import re
@@ -15,11 +16,13 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ohem.data.coco import read_coco
 from ohem.data.dataset import DetectionDataset
 from ohem.data.rules import AnnotationError, Annotations, BadBoxes, OtherClasses, Picture, listed
 from ohem.data.voc import label_voc, scan_voc, voc_class_list, voc_splits
+from ohem.data.yolo import read_yolo, yolo_splits
 from ohem.errors import DataError, Fault, OhemError
 
 
@@ -37,6 +40,14 @@ class CocoSource:
 
     json_path: Path
     image_dir: Path
+
+
+@dataclass(frozen=True)
+class YoloSource:
+    """One split of one YOLO data set, by its ``data.yaml``."""
+
+    yaml_path: Path
+    split: str
 
 
 def load_dataset(
@@ -66,13 +77,22 @@ def load_dataset(
         raise OhemError(f"sources: found {listed(sources) or 'none'}; allowed: at least one, each once")
     voc = [source for source in found if isinstance(source, VocSource)]
     coco = [source for source in found if isinstance(source, CocoSource)]
-    if voc and coco:
-        raise OhemError(f"sources: found VOC and COCO in {listed(sources)}; allowed: one format in a data set")
-    if coco:
-        read = partial(
-            read_coco, classes=classes, other_classes=other_classes, bad_boxes=bad_boxes, annotations=annotations
+    yolo = [source for source in found if isinstance(source, YoloSource)]
+    formats = [name for name, of_it in (("VOC", voc), ("COCO", coco), ("YOLO", yolo)) if of_it]
+    if len(formats) > 1:
+        raise OhemError(
+            f"sources: found {' and '.join(formats)} in {listed(sources)}; allowed: one format in a data set"
         )
-        return join(_all([partial(read, source.json_path, source.image_dir) for source in coco]))
+    rules: dict[str, Any] = {
+        "classes": classes,
+        "other_classes": other_classes,
+        "bad_boxes": bad_boxes,
+        "annotations": annotations,
+    }
+    if coco:
+        return join(_all([partial(read_coco, source.json_path, source.image_dir, **rules) for source in coco]))
+    if yolo:
+        return join(_all([partial(read_yolo, source.yaml_path, source.split, **rules) for source in yolo]))
     scans = [scan_voc(source.root, source.split, bad_boxes=bad_boxes, annotations=annotations) for source in voc]
     class_list = voc_class_list(scans, classes)
     return join(_all([partial(label_voc, scan, class_list, other_classes=other_classes) for scan in scans]))
@@ -137,7 +157,7 @@ def _short(value: object) -> str:
     return listed([str(item) for item in value]) if isinstance(value, tuple) else str(value)
 
 
-def locate(source: str, annotations: Annotations = "required") -> VocSource | CocoSource:
+def locate(source: str, annotations: Annotations = "required") -> VocSource | CocoSource | YoloSource:
     """Find what ``PATH`` or ``PATH@SPLIT`` means.
 
     The ``@`` parts path and split only where the whole is no path. Then, in this order:
@@ -147,7 +167,9 @@ def locate(source: str, annotations: Annotations = "required") -> VocSource | Co
     - a JSON file is COCO's. Its images are in the folder SPLIT, relative to the file; without one in ``images``
       beside the file, else for ``annotations/instances_X.json`` in ``../X``, else beside the file;
     - a folder with ``annotations/instances_SPLIT.json`` (SPLIT may be left out where there is one such file), else
-      with exactly one ``*.json``, is COCO's.
+      with exactly one ``*.json``, is COCO's;
+    - a file ``*.yaml``, or a folder with ``data.yaml``, is YOLO's, also beside a JSON file. SPLIT may be left out
+      where there is one.
 
     Where no annotations are required, a folder with ``JPEGImages`` is VOC's, and COCO's file is
     ``annotations/image_info_SPLIT.json``; its images are in ``SPLIT``, those of ``test-dev2015`` in ``test2015``, of
@@ -157,12 +179,27 @@ def locate(source: str, annotations: Annotations = "required") -> VocSource | Co
         OhemError: in one line, when nothing is found or the choice is not plain; it lists what there is.
     """
     path, split = _parted(source)
+    if path.suffix.lower() in (".yaml", ".yml") and path.is_file():
+        return _yolo(path, split)
     if not path.is_dir():
         return _coco_file(path, split)
     voc_folder, prefix = ("Annotations", "instances_") if annotations == "required" else ("JPEGImages", "image_info_")
     if voc_folder in {child.name for child in path.iterdir()}:
         return VocSource(path, split if split is not None else _default_split(path))
+    if (path / "data.yaml").is_file():
+        return _yolo(path / "data.yaml", split)
     return _coco_folder(path, split, prefix)
+
+
+def _yolo(path: Path, split: str | None) -> YoloSource:
+    splits = yolo_splits(path)
+    if split in splits:
+        return YoloSource(path, str(split))
+    if split is None and len(splits) == 1:
+        return YoloSource(path, splits[0])
+    found = f"no split {split!r}" if split is not None else f"{len(splits)} splits and none named"
+    allowed = _with(path, splits) or "one of the keys train, val, test"
+    raise OhemError(f"{path}: found {found}; allowed: {allowed}")
 
 
 def _parted(source: str) -> tuple[Path, str | None]:
@@ -178,7 +215,7 @@ def _parted(source: str) -> tuple[Path, str | None]:
     hint = f"; did you mean {wanted.parent / near[0]}?" if near else ""
     raise OhemError(
         f"{source or 'an empty source'}: found no such file or folder; allowed: a VOC folder, a COCO JSON file or a "
-        f"folder with one, and after it, if anything, @SPLIT{hint}"
+        f"folder with one, a YOLO data.yaml or its folder, and after it, if anything, @SPLIT{hint}"
     )
 
 
@@ -229,6 +266,6 @@ def _coco_folder(path: Path, split: str | None, prefix: str) -> CocoSource:
     inner = [child for child in sorted(path.iterdir()) if (child / "Annotations").is_dir()]
     hint = f"; did you mean {listed([str(child) for child in inner])}?" if inner else ""
     raise OhemError(
-        f"{path}: found neither Annotations nor a COCO JSON file in it; allowed: a VOC folder (Annotations, "
-        f"JPEGImages) or a COCO folder (one *.json, or annotations/{prefix}SPLIT.json){hint}"
+        f"{path}: found neither Annotations nor a COCO JSON file nor data.yaml in it; allowed: a VOC folder "
+        f"(Annotations, JPEGImages), a YOLO folder (data.yaml) or a COCO folder (one *.json, or annotations/{prefix}SPLIT.json){hint}"
     )

@@ -76,6 +76,12 @@ def save_detector(path: Path, detector: FastRCNN, spec: AnyDetectorSpec, classes
 def load_detector(path: Path) -> tuple[FastRCNN, AnyDetectorSpec, tuple[str, ...]]:
     """Rebuild a detector from :func:`save_detector`'s file: the detector in evaluation mode, its spec and classes.
 
+    Args:
+        path: a weights file, such as a run's ``weights.safetensors``.
+
+    Returns:
+        The detector, on the CPU; what it is made of; and its class names, where label i means the i-th, from 1.
+
     Raises:
         OhemError: not such a file.
     """

@@ -1,0 +1,368 @@
+"""Read data sets in YOLO's form, as Ultralytics describes it: ``data.yaml``, pictures, and a text file for each.
+
+A line of a label file is ``class cx cy w h``, class from 0, the rest in shares of the picture's width and height; or
+``class x1 y1 x2 y2 x3 y3 ...``, a polygon, whose bounding box is taken. The label file of ``images/train/a.jpg`` is
+``labels/train/a.txt`` (the last folder ``images`` is exchanged); without such a folder it stands beside the picture. A
+picture without a label file, or with an empty one, shows no object (docs.ultralytics.com/datasets/detect).
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from ohem.data.dataset import DetectionDataset, ImageRecord
+from ohem.data.images import image_size
+from ohem.data.rules import (
+    BOX_ALLOWED,
+    CLASSES_ALLOWED,
+    AnnotationError,
+    Annotations,
+    BadBoxes,
+    OtherClasses,
+    Picture,
+    Report,
+    box_notes,
+    box_problem,
+    checked_classes,
+    class_list_problem,
+    counted,
+    fit_boxes,
+    is_file,
+    listed,
+    one_line,
+    other_class_notes,
+    path_inside,
+    quoted,
+)
+from ohem.data.voc import IMAGE_SUFFIXES
+from ohem.errors import DataError, Fault, OhemError
+
+SPLITS = ("train", "val", "test")
+"""The keys of ``data.yaml`` that name pictures."""
+
+MAX_BYTES = 10_000_000
+"""The most that a label file, a list of pictures or ``data.yaml`` may hold; a crowded picture's has some 100 kB."""
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
+
+
+@dataclass(frozen=True, eq=False)
+class _Objects:
+    """The objects of one label file: line numbers, classes from 0, and (G, 4) xyxy in shares of the picture."""
+
+    lines: tuple[int, ...]
+    classes: NDArray[np.int64]
+    boxes: NDArray[np.float64]
+
+
+@dataclass
+class _Counts:
+    """What was done to lines, for the user to be told."""
+
+    polygons: int = 0
+    repeated: int = 0
+    clipped: int = 0
+    dropped: int = 0
+    unlabelled: int = 0
+    other: Counter[str] = field(default_factory=Counter)
+
+    def notes(self) -> Iterator[str]:
+        if self.polygons:
+            yield f"took the boxes around {counted(self.polygons, 'polygon', 'polygons')}"
+        if self.repeated:
+            yield f"left out {counted(self.repeated, 'line', 'lines')} that repeated another of the same file"
+        if self.unlabelled:
+            yield f"took {counted(self.unlabelled, 'picture', 'pictures')} without a label file as background"
+        yield from box_notes(self.clipped, self.dropped)
+        yield from other_class_notes(self.other)
+
+
+def read_yolo(
+    yaml_path: Path,
+    split: str,
+    classes: Sequence[str] | None = None,
+    *,
+    other_classes: OtherClasses = "error",
+    bad_boxes: BadBoxes = "error",
+    annotations: Annotations = "required",
+) -> DetectionDataset:
+    """Read one split of one YOLO data set. An image's id is its path from the data's folder, without the suffix.
+
+    Nothing outside the folder of ``yaml_path`` is read: a ``path`` that leads elsewhere, as to where the data was once
+    made, is left aside and told, and so is ``download``, which Ultralytics would run.
+
+    Args:
+        yaml_path: the file ``data.yaml``, with ``names`` and the split's pictures: a folder (with those inside it), a
+            text file with a picture a line, or a list of these.
+        split: ``train``, ``val`` or ``test``.
+        classes: the class list, in order, of names among those of the file. Without it: all, in the file's order.
+        other_classes: whether boxes of classes outside the list are faults or left out and counted.
+        bad_boxes: the same for boxes that are empty or outside their image.
+        annotations: ``none``: label files are not looked at.
+
+    Raises:
+        DataError: with every fault of the split.
+        OhemError: when the class list is unusable, or there is no such split.
+    """
+    document = _load(yaml_path)
+    if document.get(split) is None:
+        there = [f"{yaml_path}@{name}" for name in yolo_splits(yaml_path)]
+        raise OhemError(f"{yaml_path}: found no split {quoted(split)}; allowed: {listed(there) or 'none is there'}")
+    faults: list[Fault] = []
+
+    def report(field: str, found: str, allowed: str) -> None:
+        faults.append(Fault(yaml_path, field, found, allowed))
+
+    names = _read_names(document, report)
+    label_of = _labels(names, classes, report)
+    root, notes = _root(yaml_path, document)
+    counts = _Counts()
+    records = []
+    pictures: list[Picture] = []
+    for path in _pictures(root, split, document[split], yaml_path, faults):
+        try:
+            picture = Picture(path, *image_size(path))
+        except DataError as error:
+            faults += error.faults
+            continue
+        pictures.append(picture)
+        objects = _Objects((), np.empty(0, np.int64), np.empty((0, 4)))
+        labels_path = _label_path(root, path)
+        if annotations == "required" and is_file(labels_path):
+            objects = _read_labels(labels_path, names, counts, faults)
+        elif annotations == "required":
+            counts.unlabelled += 1
+        kept, boxes = _fit(objects, picture, labels_path, bad_boxes, counts, faults)
+        known = np.array([names[number] in label_of for number in kept.tolist()], dtype=bool)
+        strange = Counter(names[number] for number in kept[~known].tolist())
+        if strange and other_classes == "error":
+            allowed = f"{listed(list(label_of))} (or other_classes: drop)"
+            faults += [Fault(labels_path, "", f"unknown class {quoted(name)}", allowed) for name in strange]
+        counts.other += strange
+        labels = np.array([label_of[names[number]] for number in kept[known].tolist()], dtype=np.int64)
+        records.append(_record(root, picture, boxes[known], labels))
+    if faults:
+        raise AnnotationError(faults, pictures)
+    return DetectionDataset(
+        name=f"{yaml_path.resolve().parent.name}@{split}",
+        format="yolo",
+        root=yaml_path,
+        classes=tuple(label_of),
+        category_ids=tuple(label_of.values()),
+        records=tuple(records),
+        notes=(*notes, *counts.notes()),
+    )
+
+
+def yolo_splits(yaml_path: Path) -> list[str]:
+    """The splits that the file names."""
+    document = _load(yaml_path)
+    return [split for split in SPLITS if document.get(split) is not None]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise DataError([Fault(path, "", f"{path.stat().st_size} bytes", f"at most {MAX_BYTES} bytes")])
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        found = one_line(getattr(error, "strerror", None) or "bytes that are not UTF-8")
+        raise DataError([Fault(path, "", found, "a readable text file in UTF-8")]) from error
+
+
+def _load(path: Path) -> dict[Any, Any]:
+    try:
+        document = yaml.safe_load(_read_text(path))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise DataError([Fault(path, "", f"malformed YAML ({one_line(str(error))})", "well-formed YAML")]) from error
+    if not isinstance(document, dict):
+        found = f"YAML that is a {type(document).__name__}"
+        raise DataError([Fault(path, "", found, "names, and one of train, val, test")])
+    return document
+
+
+def _read_names(document: dict[Any, Any], report: Report) -> tuple[str, ...]:
+    names = document.get("names")
+    if isinstance(names, dict) and set(names) == set(range(len(names))):
+        names = [names[number] for number in range(len(names))]
+    allowed = f"{CLASSES_ALLOWED}: a list, or a mapping from 0, 1, ..."
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        report("names", quoted(names) if "names" in document else "nothing", allowed)
+        return ()
+    problem = class_list_problem(names)
+    if problem is not None:
+        report("names", problem, allowed)
+    if document.get("nc", len(names)) != len(names):
+        report("nc", quoted(document["nc"]), f"{len(names)}, the number of names")
+    return tuple(names)
+
+
+def _labels(names: tuple[str, ...], classes: Sequence[str] | None, report: Report) -> dict[str, int]:
+    """Class name -> label."""
+    wanted = names if classes is None else checked_classes(classes)
+    for name in wanted:
+        if names and name not in names:
+            report("names", f"no class {quoted(name)}, which is in the class list", listed(names))
+    return {name: label for label, name in enumerate(wanted, start=1)}
+
+
+def _root(yaml_path: Path, document: dict[Any, Any]) -> tuple[Path, list[str]]:
+    """The folder that the splits start from, and what a user is told of it."""
+    folder, given = yaml_path.parent, document.get("path")
+    notes = ["did not run the file's download"] if document.get("download") else []
+    inside = path_inside(folder, given) if isinstance(given, str) else None
+    if inside is not None and _is_folder(inside):
+        return inside, notes
+    if given is not None:
+        notes.append(f"took the folder of {yaml_path.name} in the place of its path {quoted(given)}")
+    return folder, notes
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # as of a name too long for the file system
+        return False
+
+
+def _pictures(root: Path, split: str, value: object, yaml_path: Path, faults: list[Fault]) -> list[Path]:
+    """The pictures of a split, each once, in the order of the file, sorted within a folder."""
+    found: dict[Path, Path] = {}
+    before = len(faults)
+    for entry in value if isinstance(value, list) else [value]:
+        # Roboflow writes ../train/images where it means train/images, and Ultralytics reads it so.
+        path = path_inside(root, entry.removeprefix("../")) if isinstance(entry, str) and entry else None
+        if path is not None and is_file(path) and path.suffix.lower() == ".txt":
+            pictures = list(_listed_pictures(root, path, faults))
+        elif path is not None and _is_folder(path):
+            pictures = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        else:
+            allowed = f"a folder of pictures, or a text file that lists them, inside {root}"
+            faults.append(Fault(yaml_path, split, quoted(entry), allowed))
+            continue
+        for picture in pictures:
+            twin = found.setdefault(picture.with_suffix(""), picture)
+            if twin != picture:
+                allowed = f"a name of its own but for the suffix; {twin.name} has this one"
+                faults.append(Fault(picture, "", quoted(picture.name), allowed))
+    if not found and len(faults) == before:
+        faults.append(Fault(yaml_path, split, f"{quoted(value)}, without a picture in it", "at least one picture"))
+    return list(found.values())
+
+
+def _listed_pictures(root: Path, path: Path, faults: list[Fault]) -> Iterator[Path]:
+    try:
+        lines = _read_text(path).splitlines()
+    except DataError as error:
+        faults += error.faults
+        return
+    first_line: dict[Path, int] = {}
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line:
+            continue
+        picture = path_inside(path.parent if line.startswith("./") else root, line)
+        if picture is None or not is_file(picture):
+            allowed = f"a picture inside {root} (./NAME starts beside this list)"
+            faults.append(Fault(path, f"line {number}", quoted(line), allowed))
+        elif first_line.setdefault(picture, number) != number:
+            found = f"{quoted(line)} again, after line {first_line[picture]}"
+            faults.append(Fault(path, f"line {number}", found, "each picture once"))
+        else:
+            yield picture
+
+
+def _label_path(root: Path, picture: Path) -> Path:
+    parts = list(picture.relative_to(root).with_suffix(".txt").parts)
+    folders = [index for index, part in enumerate(parts[:-1]) if part == "images"]
+    if folders:
+        parts[folders[-1]] = "labels"
+    return root.joinpath(*parts)
+
+
+def _read_labels(path: Path, names: tuple[str, ...], counts: _Counts, faults: list[Fault]) -> _Objects:
+    """The lines of a label file that have no fault of their own, each once."""
+    try:
+        lines = _read_text(path).splitlines()
+    except DataError as error:
+        faults += error.faults
+        lines = []
+    rows: dict[tuple[float, ...], int] = {}
+    for number, line in enumerate(lines, start=1):
+        words = line.split()
+        if not words:
+            continue
+        problem = _line_problem(words, names)
+        if problem is not None:
+            faults.append(Fault(path, f"line {number}", *problem))
+        elif names:
+            row = (float(words[0]), *_box([float(word) for word in words[1:]]))
+            counts.polygons += len(words) > 5
+            counts.repeated += row in rows
+            rows.setdefault(row, number)
+    table = np.array(list(rows), dtype=np.float64).reshape(-1, 5)
+    return _Objects(tuple(rows.values()), table[:, 0].astype(np.int64), table[:, 1:])
+
+
+def _line_problem(words: list[str], names: tuple[str, ...]) -> tuple[str, str] | None:
+    """(what was found, what is allowed) of a line, or None."""
+    if len(words) != 5 and (len(words) < 7 or len(words) % 2 == 0):
+        return counted(len(words), "value", "values"), "class cx cy w h, or class x1 y1 x2 y2 x3 y3 ..."
+    strange = next((word for word in words if not _NUMBER.fullmatch(word)), None)
+    if strange is not None:
+        return quoted(strange), "numbers"
+    number = float(words[0])
+    if not number.is_integer() or number < 0 or (names and number >= len(names)):
+        return f"class {one_line(words[0])}", f"a whole number from 0 to {max(len(names) - 1, 0)}"
+    outside = next((word for word in words[1:] if not 0 <= float(word) <= 1), None)
+    return None if outside is None else (one_line(outside), "shares of the picture's sides, from 0 to 1")
+
+
+def _box(values: list[float]) -> tuple[float, float, float, float]:
+    """Xyxy of a box ``cx cy w h``, or around a polygon."""
+    if len(values) == 4:
+        cx, cy, w, h = values
+        return cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
+    xs, ys = values[::2], values[1::2]
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _fit(
+    objects: _Objects, picture: Picture, path: Path, bad_boxes: BadBoxes, counts: _Counts, faults: list[Fault]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Classes (G,) and boxes (G, 4) in pixels of the objects that stay."""
+    size = np.array([picture.width, picture.height], dtype=np.float64)
+    boxes = objects.boxes * np.tile(size, 2)
+    fitted = fit_boxes(boxes, size)
+    counts.clipped += _told(boxes, fitted.boxes, fitted.clipped)
+    counts.dropped += int(fitted.bad.sum())
+    if bad_boxes == "error":
+        for index in np.flatnonzero(fitted.bad):
+            found = f"{[round(value, 2) for value in boxes[index].tolist()]} px: {box_problem(boxes[index], *size)}"
+            faults.append(Fault(path, f"line {objects.lines[index]}", found, BOX_ALLOWED))
+    return objects.classes[~fitted.bad], fitted.boxes[~fitted.bad]
+
+
+def _told(boxes: NDArray[np.float64], fitted: NDArray[np.float64], clipped: NDArray[np.bool_]) -> int:
+    """How many clipped boxes to tell of: six digits after the point move an edge by less than 0.01 px."""
+    return int((clipped & (np.abs(boxes - fitted).max(axis=1, initial=0) > 0.01)).sum())
+
+
+def _record(root: Path, picture: Picture, boxes: NDArray[np.float64], labels: NDArray[np.int64]) -> ImageRecord:
+    return ImageRecord(
+        id=picture.path.relative_to(root).with_suffix("").as_posix(),
+        path=picture.path,
+        width=picture.width,
+        height=picture.height,
+        boxes=boxes,
+        labels=labels,
+        difficult=np.zeros(len(labels), dtype=bool),
+        crowd=np.zeros(len(labels), dtype=bool),
+        area=(boxes[:, 2:] - boxes[:, :2]).prod(axis=1),
+    )

@@ -270,6 +270,18 @@ def test_a_lost_result_is_made_again_to_the_same_numbers(workshop: Workshop) -> 
         assert after[key] == before[key], key
 
 
+def test_a_job_that_stood_still_does_not_lengthen_the_estimate(workshop: Workshop, tmp_path: Path) -> None:
+    results = tmp_path / "out" / "results"
+    results.mkdir(parents=True)
+    kept = json.loads((workshop.results.folder / "frcn-s0.json").read_text())
+    for name, seconds in (("frcn-s0", 10), ("frcn-s1", 11), ("frcn-s2", 7200)):
+        (results / f"{name}.json").write_text(json.dumps(kept | {"job_seconds": seconds}))
+    training = workshop.study.trainings["frcn"]
+    jobs = [TrainJob(training, seed, "frcn", workshop.study.rates) for seed in range(5)]
+    progress = progress_of(jobs, Workshop(workshop.study, tmp_path / "out", SILENT))
+    assert (progress.done, progress.seconds) == (3, 22)
+
+
 def test_bootstrapping_trains_each_round_on_the_last_one_s_harvest(workshop: Workshop) -> None:
     training = mini_study(workshop.study.data, workshop.study.trainings["frcn"].recipe).trainings["bootstrap"]
     job = TrainJob(replace(training, rounds=2), 0, "frcn", workshop.study.rates)

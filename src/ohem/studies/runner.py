@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from ohem.errors import OhemError
 from ohem.studies.claims import CLAIMS
@@ -102,7 +103,7 @@ def progress_of(jobs: Sequence[Job], workshop: Workshop) -> Progress:
         known.setdefault(_kind(job), []).append(result["job_seconds"])
         known.setdefault(type(job).__name__, []).append(result["job_seconds"])
     times = [known.get(_kind(job)) or known.get(type(job).__name__) for job in left]
-    known_times = [sum(each) / len(each) for each in times if each]
+    known_times = [median(each) for each in times if each]  # a job that stood still tells nothing of the others
     seconds = sum(known_times) * len(left) / len(known_times) if known_times else None if left else 0.0
     return Progress(len(jobs) - len(left), tuple(left), seconds)
 

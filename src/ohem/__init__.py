@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ohem.models.fast_rcnn import FastRCNN
     from ohem.models.faster_rcnn import FasterRCNN
     from ohem.models.weights import load_detector
+    from ohem.onnx_export import check_onnx, export_onnx
     from ohem.pictures import detect_pictures
     from ohem.recipes.recipe import Recipe, load_recipe
     from ohem.report.inspection import inspect_annotations
@@ -55,8 +56,10 @@ _HOME = {
     "StratifiedSampler": "rivals",
     "VocEvaluator": "evaluation.evaluators",
     "boxes_in_float32": "torchvision_models",
+    "check_onnx": "onnx_export",
     "detect_pictures": "pictures",
     "evaluate": "workflow",
+    "export_onnx": "onnx_export",
     "from_supervision": "interchange",
     "hard_examples": "samplers",
     "inspect_annotations": "report.inspection",
@@ -100,8 +103,10 @@ __all__ = [
     "StratifiedSampler",
     "VocEvaluator",
     "boxes_in_float32",
+    "check_onnx",
     "detect_pictures",
     "evaluate",
+    "export_onnx",
     "from_supervision",
     "hard_examples",
     "inspect_annotations",

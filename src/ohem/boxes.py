@@ -40,7 +40,7 @@ def decode_deltas(boxes: Tensor, deltas: Tensor) -> Tensor:
     Returns:
         Boxes xyxy in the shape of ``deltas``.
     """
-    boxes = boxes.view(len(boxes), *[1] * (deltas.dim() - 2), 4)
+    boxes = boxes.view(-1, *[1] * (deltas.dim() - 2), 4)
     size = boxes[..., 2:] - boxes[..., :2]
     centre = boxes[..., :2] + size / 2 + deltas[..., :2] * size
     half = torch.exp(deltas[..., 2:].clamp(max=MAX_LOG_RATIO)) * size / 2

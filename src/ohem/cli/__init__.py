@@ -4,7 +4,7 @@ To add a command, decorate a function with ``@app.command()`` in a file here, an
 """
 
 # The order of these imports is the order in which --help lists the commands.
-from ohem.cli import data, training, watching, evaluation, looking, studies  # isort: skip
+from ohem.cli import data, training, watching, evaluation, exporting, looking, studies  # isort: skip
 from ohem.cli.entry import main
 
-__all__ = ["data", "evaluation", "looking", "main", "studies", "training", "watching"]
+__all__ = ["data", "evaluation", "exporting", "looking", "main", "studies", "training", "watching"]

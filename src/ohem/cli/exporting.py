@@ -1,0 +1,41 @@
+"""The command that hands a detector on."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ohem.cli.app import app
+from ohem.cli.options import ProposalFiles
+from ohem.console import Console
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or a weights file.")],
+    onnx: Annotated[Path, typer.Option(help="The new file.")],
+    data: Annotated[
+        list[str] | None, typer.Option(help="Compare with PyTorch on this data set's first images.")
+    ] = None,
+    proposals: ProposalFiles = None,
+    check: Annotated[int, typer.Option(min=1, help="How many of them.")] = 50,
+    weights: Annotated[Literal["best", "last"], typer.Option(help="best: on the validation split, if any.")] = "best",
+) -> None:
+    """Write a trained Fast R-CNN as ONNX, and compare what onnxruntime makes of it with PyTorch.
+
+    Example: [cyan]ohem export runs/lite0 --onnx lite0.onnx --data MY_DATA@val[/cyan]
+    """
+    from ohem.onnx_export import BOX_BAR, SCORE_BAR, check_onnx, export_onnx
+
+    with Console() as console:
+        path = export_onnx(run, onnx, weights=weights)
+        console.say(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+        if not data:
+            return
+        found = check_onnx(run, path, data, proposals or [], images=check, weights=weights, reporter=console)
+        console.say(
+            f"{found.images} images, {found.detections} detections: {found.unmatched} in one of the two alone; boxes"
+            f" differ by {found.box:.2g} pixel (bar {BOX_BAR:g}), scores by {found.score:.2g} (bar {SCORE_BAR:g})"
+        )
+    if not found.equal:
+        raise typer.Exit(2)

@@ -1,0 +1,221 @@
+"""A trained Fast R-CNN as an ONNX file, and what onnxruntime makes of it beside PyTorch (the extra ``onnx``)."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from importlib.metadata import version
+from io import BytesIO
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.ops import clip_boxes_to_image, nms, roi_align, roi_pool
+
+from ohem.boxes import decode_deltas
+from ohem.data.dataset import Detections
+from ohem.data.loading import Draw, Samples, load_batches
+from ohem.errors import OhemError
+from ohem.files import atomic_writer
+from ohem.inference import candidates_of, detect_image
+from ohem.models.fast_rcnn import FastRCNN
+from ohem.models.faster_rcnn import FasterRCNN
+from ohem.models.roi_pooling import SAMPLES
+from ohem.models.spec import AnyDetectorSpec, DetectionSpec
+from ohem.models.weights import load_detector
+from ohem.recipes.recipe import DataSpec
+from ohem.training.run import Weights, find_weights
+from ohem.workflow import SILENT, Reporter, open_dataset, open_proposals
+
+OPSET = 17
+"""The first with RoIAlign that is half-pixel correct is 16."""
+
+BOX_BAR = 1e-3
+"""Pixels of the network's input."""
+
+SCORE_BAR = 1e-4
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far onnxruntime's detections are from PyTorch's.
+
+    Attributes:
+        images: compared.
+        detections: of PyTorch in them.
+        unmatched: detections that only one of the two has.
+        box: the largest difference of a coordinate, in pixels of the network's input.
+        score: the largest difference of a score.
+    """
+
+    images: int
+    detections: int
+    unmatched: int
+    box: float
+    score: float
+
+    @property
+    def equal(self) -> bool:
+        """Nothing unmatched, boxes within :data:`BOX_BAR` and scores within :data:`SCORE_BAR`."""
+        return not self.unmatched and self.box <= BOX_BAR and self.score <= SCORE_BAR
+
+
+def export_onnx(source: Path, path: Path, *, weights: Weights = "best") -> Path:
+    """Write a trained Fast R-CNN as ONNX. Sizes and the number of proposals are free, zero included.
+
+    The graph takes ``image`` (3, H, W) uint8 RGB, resized as the recipe says (:func:`ohem.data.loading.resize`), and
+    ``proposals`` (P, 4) float32 xyxy in its pixels. It gives ``boxes`` (D, 4) float32 in the same pixels, ``scores``
+    (D,) float32, falling, and ``labels`` (D,) int64, 1..C, after the recipe's threshold, NMS of each class, and its
+    limit. Class names are in the file's metadata, one a line.
+
+    Args:
+        source: a run's folder, or a weights file.
+        path: the new file.
+        weights: which of a run's weights.
+
+    Raises:
+        OhemError: the file exists, onnx is not installed, there are no such weights, or the detector makes its own
+            proposals, looks at several scales or refines boxes.
+    """
+    onnx = _require("onnx")
+    if path.exists():
+        raise OhemError(f"{path}: exists already; allowed: a new file")
+    file = find_weights(source, weights)
+    detector, spec, classes = load_detector(file)
+    _require_exportable(file, detector, spec)
+    graph = _Graph(detector.eval(), spec.detection)
+    image = torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    proposals = torch.tensor([[4.0, 4, 60, 60], [20, 10, 120, 90]])
+    exported = BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of tracing: what depends on sizes is an operator of the graph
+        torch.onnx.export(
+            graph,
+            (image, proposals),
+            cast(Any, exported),
+            dynamo=False,  # torchvision's RoI operators have ONNX forms for this exporter only
+            opset_version=OPSET,
+            input_names=["image", "proposals"],
+            output_names=["boxes", "scores", "labels"],
+            dynamic_axes={
+                "image": {1: "height", 2: "width"},
+                "proposals": {0: "proposals"},
+                **{name: {0: "detections"} for name in ("boxes", "scores", "labels")},
+            },
+        )
+    model = onnx.load_from_string(exported.getvalue())
+    onnx.helper.set_model_props(model, {"classes": "\n".join(classes), "ohem": version("ohem")})
+    with atomic_writer(path) as out:
+        out.write(model.SerializeToString())
+    return path
+
+
+def check_onnx(
+    source: Path,
+    path: Path,
+    data: Sequence[str],
+    proposals: Sequence[str] = (),
+    *,
+    images: int = 50,
+    weights: Weights = "best",
+    reporter: Reporter = SILENT,
+) -> Agreement:
+    """Detect in the first images of a data set with PyTorch and with onnxruntime, on the CPU.
+
+    Args:
+        source: what was exported.
+        path: the ONNX file.
+        data: data sources; their annotations are not looked at.
+        proposals: proposal files; without, selective search.
+        images: how many.
+        weights: as exported.
+        reporter: told of what goes on.
+
+    Raises:
+        OhemError: onnxruntime is not installed, or anything is wrong with weights, data or images.
+    """
+    onnxruntime = _require("onnxruntime")
+    detector, spec, classes = load_detector(find_weights(source, weights))
+    detector.eval()
+    whole = open_dataset(data, DataSpec(classes=classes, other_classes="drop"), reporter)
+    dataset = replace(whole, records=whole.records[:images])
+    boxes = open_proposals(dataset, proposals, spec.given_proposals, 1, reporter)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    samples = Samples(dataset.records, boxes, spec.image, spec.max_proposals)
+    ours, theirs = [], []
+    for (sample,) in load_batches(samples, [[Draw(index)] for index in range(len(dataset))], workers=0):
+        feeds = {"image": sample.image.numpy(), "proposals": sample.proposals.numpy()}
+        theirs.append(Detections(*session.run(None, feeds)))
+        at_input = replace(sample, scale=(1.0, 1.0))  # so that boxes stay in pixels of the network's input
+        ours.append(detect_image(detector, [at_input], spec.detection))
+        reporter.progress("images compared", len(ours), len(dataset))
+    return agreement(ours, theirs)
+
+
+def agreement(ours: Sequence[Detections], theirs: Sequence[Detections]) -> Agreement:
+    """Compare detections image by image.
+
+    Each of ours is matched with that of theirs of its class whose box is nearest, if it is within a pixel.
+    """
+    unmatched, box, score = 0, 0.0, 0.0
+    for one, other in zip(ours, theirs, strict=True):
+        free = np.ones(len(other.labels), dtype=bool)
+        for row in range(len(one.labels)):
+            apart = np.abs(other.boxes - one.boxes[row]).max(axis=1, initial=0.0)
+            apart = np.where(free & (other.labels == one.labels[row]), apart, np.inf)
+            if not len(apart) or apart.min() > 1:
+                unmatched += 1
+                continue
+            nearest = int(apart.argmin())
+            free[nearest] = False
+            box = max(box, float(apart[nearest]))
+            score = max(score, abs(float(other.scores[nearest]) - float(one.scores[row])))
+        unmatched += int(free.sum())
+    return Agreement(len(ours), sum(len(one.labels) for one in ours), unmatched, box, score)
+
+
+class _Graph(nn.Module):
+    """What :func:`ohem.inference.detect_image` does with one scale, in operators that ONNX has."""
+
+    def __init__(self, detector: FastRCNN, spec: DetectionSpec) -> None:
+        super().__init__()
+        self.detector, self.spec = detector, spec
+
+    def forward(self, image: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        detector, head, spec = self.detector, self.detector.head, self.spec
+        pixels = detector.backbone.preprocessing(image[None].float() / 255)
+        feature = head.reduce(detector.backbone.maps(pixels))
+        side = (head.pool_size, head.pool_size)
+        if head.pool == "max":
+            inclusive = proposals - torch.tensor([0.0, 0.0, 1.0, 1.0])
+            pooled = roi_pool(feature, [inclusive], side, 1 / head.stride)
+        else:
+            pooled = roi_align(feature, [proposals], side, 1 / head.stride, SAMPLES, aligned=True)
+        hidden = pooled.flatten(1)
+        for layer in head.fc:
+            hidden = torch.relu(layer(hidden))
+        scores = head.cls_score(hidden).softmax(dim=1)
+        deltas = head.bbox_pred(hidden).view(-1, detector.num_classes + 1, 4) * detector.delta_std + detector.delta_mean
+        moved = clip_boxes_to_image(decode_deltas(proposals, deltas), cast(tuple[int, int], image.shape[1:]))
+        found = candidates_of(scores, moved, spec.score_threshold)
+        # Classes side by side, where no box of one meets a box of another.
+        width = torch.cat([found.boxes.flatten(), torch.zeros(1)]).max() + 1
+        keep = nms(found.boxes + (found.labels * width)[:, None], found.scores, spec.nms_iou)
+        keep = keep[: spec.max_detections] if spec.max_detections else keep
+        return found.boxes[keep], found.scores[keep], found.labels[keep]
+
+
+def _require_exportable(file: Path, detector: FastRCNN, spec: AnyDetectorSpec) -> None:
+    if isinstance(detector, FasterRCNN):
+        raise OhemError(f"{file}: found a Faster R-CNN; allowed: Fast R-CNN, whose proposals are given")
+    if len(spec.image.test_scales) > 1 or spec.detection.refine is not None:
+        raise OhemError(f"{file}: found several test scales or refinement of boxes; allowed: one scale without it")
+
+
+def _require(package: str) -> Any:
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise OhemError(f"{package}: found no such package; allowed after: pip install 'ohem[onnx]'") from error

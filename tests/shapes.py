@@ -1,8 +1,11 @@
 """A data set that can be learned in seconds: red squares, green discs and blue triangles on noise."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
@@ -10,6 +13,8 @@ from corruptions import voc_object, voc_xml
 from ohem.data.dataset import DetectionDataset, Proposals
 from ohem.data.sources import load_dataset
 from ohem.recipes.recipe import Recipe, load_recipe
+from ohem.training.loop import AnnotatedImages, new_detector, train
+from ohem.training.run import Run, Sources
 
 CLASSES = ("disc", "square", "triangle")
 COLOURS = {"square": (220, 40, 40), "disc": (40, 200, 60), "triangle": (50, 80, 230)}
@@ -88,6 +93,25 @@ def small_recipe(*overrides: str) -> Recipe:
         "optimizer.backbone_lr_factor=0.1",
     )
     return load_recipe("lite0", [*settings, *overrides])
+
+
+def whole_and_killed(folder: Path, recipe: Recipe, steps: int) -> tuple[Run, Run]:
+    """Two trainings by a recipe on shapes: one in one go, one killed after so many steps and resumed."""
+    images = AnnotatedImages(*open_shapes(make_shapes(folder / "data", train=4), "train"))
+    runs = [
+        Run.create(folder / name, recipe, Sources(("data",)), images.dataset, "fingerprint")
+        for name in ("whole", "killed")
+    ]
+
+    def die(record: Mapping[str, Any]) -> None:
+        if record["kind"] == "progress" and record["done"] == steps:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        train(runs[1], recipe, new_detector(recipe, images), images, workers=0, observe=die)
+    for run in runs:
+        train(run, recipe, new_detector(recipe, images), images, workers=0)
+    return runs[0], runs[1]
 
 
 def small_faster_recipe(*overrides: str) -> Recipe:

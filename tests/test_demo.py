@@ -12,8 +12,20 @@ from ohem.training.run import Run
 from ohem.workflow import SILENT
 
 
+class Listener(type(SILENT)):  # type: ignore[misc]
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
 def test_the_demo_trains_both_arms_and_draws_what_they_learned(tmp_path: Path) -> None:
-    arms = run_demo(tmp_path / "demo", iterations=6, seed=0, reporter=SILENT, images=(10, 6))
+    arms = run_demo(tmp_path / "demo", iterations=6, seed=0, reporter=(listener := Listener()), images=(10, 6))
+    assert [text.split()[:3] for text in listener.said if "$" in text] == [["$", "ohem", "train"]] * 2
+    assert all(map(str.isprintable, listener.said))  # else the terminal shows escapes
     assert [arm.name for arm in arms] == ["heuristic sampler", "OHEM"]
     table = json.loads((tmp_path / "demo/table.json").read_text())
     assert [tuple(row.values()) for row in table] == [arm.row() for arm in arms]

@@ -1,9 +1,7 @@
 """Ranking by a thin copy of the head: what it leaves exact, when the copy is made, and that a run keeps it."""
 
-from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,9 +15,7 @@ from ohem.models.weights import build_detector, load_detector
 from ohem.ranking import LowRankRanking
 from ohem.recipes.recipe import load_recipe
 from ohem.rois import Rois
-from ohem.training.loop import AnnotatedImages, new_detector, train
-from ohem.training.run import Run, Sources
-from shapes import make_shapes, open_shapes, small_recipe
+from shapes import small_recipe, whole_and_killed
 
 WIDTH = 48
 
@@ -101,25 +97,9 @@ def test_nothing_is_left_behind(detector: FastRCNN) -> None:
 
 
 def test_an_interrupted_run_ends_in_the_same_weights_and_saves_no_copy(tmp_path: Path) -> None:
-    shapes = make_shapes(tmp_path / "data")
-    images = AnnotatedImages(*open_shapes(shapes, "train"))
     recipe = small_recipe("iterations=12", "checkpoint_every=5", "ranking={kind: low_rank, rank: 8, refresh: 7}")
-
-    def start(name: str) -> Run:
-        return Run.create(tmp_path / name, recipe, Sources(("data",)), images.dataset, "fingerprint")
-
-    whole = start("whole")
-    train(whole, recipe, new_detector(recipe, images), images, workers=0)
-
-    def die(record: Mapping[str, Any]) -> None:
-        if record["kind"] == "progress" and record["done"] == 6:
-            raise RuntimeError("killed")
-
-    broken = start("broken")
-    with pytest.raises(RuntimeError, match="killed"):
-        train(broken, recipe, new_detector(recipe, images), images, workers=0, observe=die)
-    train(broken, recipe, new_detector(recipe, images), images, workers=0)
-    assert broken.weights_file.read_bytes() == whole.weights_file.read_bytes()
+    whole, killed = whole_and_killed(tmp_path, recipe, steps=6)
+    assert killed.weights_file.read_bytes() == whole.weights_file.read_bytes()
     assert not any("thin_head" in name for name in load_file(whole.weights_file))
     assert load_detector(whole.weights_file)[0].thin_head is None
 

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from ohem.errors import OhemError
-from ohem.recipes.recipe import Recipe, ScheduleSpec, built_in_recipes, dump_recipe, load_recipe
+from ohem.recipes.files import built_in_recipes
+from ohem.recipes.recipe import Recipe, ScheduleSpec, dump_recipe, load_recipe
 from ohem.reweighting import FocalLoss, GradientHarmonized, LogLoss
 from ohem.rivals import IoUBalancedSampler, QuotaSampler, RankSampler, StratifiedSampler
 from ohem.samplers import AllSampler, HardSampler, RandomSampler

@@ -1,9 +1,7 @@
 """Ranking the RoIs that were hard when last seen: what stays exact, what is remembered, and that a run keeps it."""
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,11 +15,9 @@ from ohem.models.weights import load_detector
 from ohem.ranking import ExactRanking, LossMemory, RememberedRanking
 from ohem.recipes.recipe import load_recipe
 from ohem.rois import Rois
-from ohem.training.loop import AnnotatedImages, new_detector, train
 from ohem.training.processes import Processes
-from ohem.training.run import Run, Sources
 from ohem.workflow import _require_together
-from shapes import make_shapes, open_shapes, small_recipe
+from shapes import small_recipe, whole_and_killed
 from test_low_rank import detector, scene
 
 __all__ = ["detector"]
@@ -121,25 +117,9 @@ def test_memory_comes_back_from_its_state() -> None:
 
 
 def test_an_interrupted_run_ends_in_the_same_weights_and_saves_no_memory_with_them(tmp_path: Path) -> None:
-    shapes = make_shapes(tmp_path / "data", train=4)
-    images = AnnotatedImages(*open_shapes(shapes, "train"))
     recipe = small_recipe("iterations=12", "checkpoint_every=5", "ranking={kind: remembered, share: 0.3, refresh: 3}")
-
-    def start(name: str) -> Run:
-        return Run.create(tmp_path / name, recipe, Sources(("data",)), images.dataset, "fingerprint")
-
-    whole = start("whole")
-    train(whole, recipe, new_detector(recipe, images), images, workers=0)
-
-    def die(record: Mapping[str, Any]) -> None:
-        if record["kind"] == "progress" and record["done"] == 6:
-            raise RuntimeError("killed")
-
-    broken = start("broken")
-    with pytest.raises(RuntimeError, match="killed"):
-        train(broken, recipe, new_detector(recipe, images), images, workers=0, observe=die)
-    train(broken, recipe, new_detector(recipe, images), images, workers=0)
-    assert broken.weights_file.read_bytes() == whole.weights_file.read_bytes()
+    whole, killed = whole_and_killed(tmp_path, recipe, steps=6)
+    assert killed.weights_file.read_bytes() == whole.weights_file.read_bytes()
     assert not any("loss_memory" in name for name in load_file(whole.weights_file))
     assert load_detector(whole.weights_file)[0].loss_memory is None
 

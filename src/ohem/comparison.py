@@ -9,8 +9,8 @@ import numpy as np
 
 from ohem.data.dataset import DetectionDataset, Detections, ImageId, ImageRecord
 from ohem.data.images import read_image
-from ohem.errors import OhemError
 from ohem.evaluation.voc import VocResult
+from ohem.extras import need
 from ohem.files import atomic_writer
 from ohem.mining import ScoredImage
 from ohem.pictures import class_colour, draw_boxes
@@ -143,11 +143,7 @@ def _show(axis: Any, record: ImageRecord, boxes: Any, labels: Any, captions: Seq
 
 
 def _axes(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise OhemError("figures: found no matplotlib; allowed after: pip install 'ohem[demo]'") from error
-    figure = Figure(figsize=size, layout="constrained")
+    figure = need("matplotlib.figure", "demo").Figure(figsize=size, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 

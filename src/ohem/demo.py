@@ -81,7 +81,7 @@ def _train(folder: Path, kind: str, data: str, cache: Path, iterations: int, see
         command = ["train", "--resume", str(folder)]
     else:
         command = ["train", "demo", *settings, "--data", data, "--proposals", str(cache), "--run", str(folder)]
-    reporter.say(f"\n$ ohem {' '.join(command)}")
+    reporter.say(f"$ ohem {' '.join(command)}")
     status = subprocess.run([sys.executable, "-m", "ohem", *command], check=False).returncode
     if status:
         raise OhemError(f"{ARMS[kind]}: training stopped with exit code {status}; call ohem demo again to go on")

@@ -1,12 +1,19 @@
 """Errors that a user can mend: one line each, naming the file, the field, what was found and what is allowed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 
 class OhemError(Exception):
     """Bad input or a state the user can mend. The command line prints its text, no traceback, and exits with 2."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A guess at what a mistyped name should be, in brackets; empty where none is near."""
+    close = get_close_matches(name, list(known), 1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def printable(text: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from ohem.data.dataset import Detections
 from ohem.data.rules import checked_classes
 from ohem.errors import OhemError
+from ohem.extras import need
 
 
 def to_supervision(detections: Detections, classes: Sequence[str]) -> Any:
@@ -28,7 +29,7 @@ def to_supervision(detections: Detections, classes: Sequence[str]) -> Any:
     if class_id.size and not 0 <= class_id.min() <= class_id.max() < len(names):
         found = f"{class_id.min() + 1} to {class_id.max() + 1}"
         raise OhemError(f"labels: found {found}; allowed: 1 to {len(names)}, for as many classes")
-    return _supervision().Detections(
+    return need("supervision", "supervision").Detections(
         xyxy=np.array(detections.boxes, dtype=np.float32).reshape(-1, 4),
         confidence=np.array(detections.scores, dtype=np.float32),
         class_id=class_id,
@@ -59,11 +60,3 @@ def from_supervision(found: Any) -> Detections:
         scores=np.array([] if found.confidence is None else found.confidence, dtype=np.float32),
         labels=class_id + 1,
     )
-
-
-def _supervision() -> Any:
-    try:
-        import supervision
-    except ImportError as error:
-        raise OhemError("supervision: found no such package; allowed after: pip install 'ohem[supervision]'") from error
-    return supervision

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +17,7 @@ from ohem.boxes import decode_deltas
 from ohem.data.dataset import Detections
 from ohem.data.loading import Draw, Samples, load_batches
 from ohem.errors import OhemError
+from ohem.extras import need
 from ohem.files import atomic_writer
 from ohem.inference import candidates_of, detect_image
 from ohem.models.fast_rcnn import FastRCNN
@@ -79,7 +79,7 @@ def export_onnx(source: Path, path: Path, *, weights: Weights = "best") -> Path:
         OhemError: the file exists, onnx is not installed, there are no such weights, or the detector makes its own
             proposals, looks at several scales or refines boxes.
     """
-    onnx = _require("onnx")
+    onnx = need("onnx", "onnx")
     if path.exists():
         raise OhemError(f"{path}: exists already; allowed: a new file")
     file = find_weights(source, weights)
@@ -136,7 +136,7 @@ def check_onnx(
     Raises:
         OhemError: onnxruntime is not installed, or anything is wrong with weights, data or images.
     """
-    onnxruntime = _require("onnxruntime")
+    onnxruntime = need("onnxruntime", "onnx")
     detector, spec, classes = load_detector(find_weights(source, weights))
     detector.eval()
     whole = open_dataset(data, DataSpec(classes=classes, other_classes="drop"), reporter)
@@ -212,10 +212,3 @@ def _require_exportable(file: Path, detector: FastRCNN, spec: AnyDetectorSpec) -
         raise OhemError(f"{file}: found a Faster R-CNN; allowed: Fast R-CNN, whose proposals are given")
     if len(spec.image.test_scales) > 1 or spec.detection.refine is not None:
         raise OhemError(f"{file}: found several test scales or refinement of boxes; allowed: one scale without it")
-
-
-def _require(package: str) -> Any:
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise OhemError(f"{package}: found no such package; allowed after: pip install 'ohem[onnx]'") from error

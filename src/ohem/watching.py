@@ -85,19 +85,15 @@ class Watcher:
         iteration = windows[-1]["iteration"] if windows else 0
         recent = [sum(window["seconds"].values()) for window in windows[-10:]]
         speed = sum(recent) / len(recent) if recent else None
-        finished = self._run.weights_file.exists()
         silent = self._silent()
-        patience = max(QUIET_SECONDS, QUIET_WINDOWS * self._log_every * (speed or 0.0))
-        state: State = "finished" if finished else "quiet" if silent > patience else "running" if windows else "waiting"
-        left = (
-            0.0 if finished else None if speed is None or state == "quiet" else speed * (self._iterations - iteration)
-        )
+        state = self._state(silent, speed)
+        left = None if speed is None or state == "quiet" else speed * (self._iterations - iteration)
         return Snapshot(
             state,
             iteration,
             self._iterations,
             speed,
-            left,
+            0.0 if state == "finished" else left,
             silent,
             tuple(window["iteration"] for window in windows),
             _column(windows, "loss_selected_rois"),
@@ -106,6 +102,13 @@ class Watcher:
             windows[-1]["lr"] if windows else None,
             self._validation,
         )
+
+    def _state(self, silent: float, speed: float | None) -> State:
+        if self._run.weights_file.exists():
+            return "finished"
+        if silent > max(QUIET_SECONDS, QUIET_WINDOWS * self._log_every * (speed or 0.0)):
+            return "quiet"
+        return "running" if self._windows else "waiting"
 
     def _read_on(self) -> None:
         log = self._run.log_file

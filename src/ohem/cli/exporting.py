@@ -8,6 +8,7 @@ import typer
 from ohem.cli.app import app
 from ohem.cli.options import ProposalFiles
 from ohem.console import Console
+from ohem.errors import OhemError
 
 
 @app.command()
@@ -33,9 +34,7 @@ def export(
         if not data:
             return
         found = check_onnx(run, path, data, proposals or [], images=check, weights=weights, reporter=console)
-        console.say(
-            f"{found.images} images, {found.detections} detections: {found.unmatched} in one of the two alone; boxes"
-            f" differ by {found.box:.2g} pixel (bar {BOX_BAR:g}), scores by {found.score:.2g} (bar {SCORE_BAR:g})"
-        )
+    differences = f"{found.unmatched} in one of the two alone, boxes {found.box:.2g} px apart, scores {found.score:.2g}"
     if not found.equal:
-        raise typer.Exit(2)
+        raise OhemError(f"{path}: found {differences}; allowed: 0, {BOX_BAR:g} px and {SCORE_BAR:g}")
+    console.say(f"{found.images} images, {found.detections} detections: {differences}")

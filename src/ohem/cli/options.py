@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
-DATA_HELP = "A VOC folder, COCO JSON file or folder, and after it, if anything, @SPLIT. Repeat to join several."
+DATA_HELP = "A VOC, COCO or YOLO folder, or COCO JSON file, and after it, if anything, @SPLIT. Repeat to join several."
 PROPOSALS_HELP = "Proposal file (.mat, .json, .sqlite); repeat for several. Without: selective search, made and kept."
 
 Data = Annotated[list[str], typer.Option("--data", help=DATA_HELP)]

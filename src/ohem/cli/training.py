@@ -17,7 +17,8 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this one, com
 
     Example: [cyan]ohem recipes lite0 > mine.yaml[/cyan]
     """
-    from ohem.recipes.recipe import built_in_recipes, dump_recipe, load_recipe
+    from ohem.recipes.files import built_in_recipes
+    from ohem.recipes.recipe import dump_recipe, load_recipe
 
     typer.echo("\n".join(built_in_recipes()) if name is None else dump_recipe(load_recipe(name)).rstrip())
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ohem.errors import DataError, Fault, OhemError
+from ohem.extras import need
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -206,15 +207,8 @@ def _fingerprint(folder: Path) -> str:
 
 def _load_sources() -> tuple[_Source, _Source]:
     """Return what the train and the test images are drawn from: other digits, other regions of the photographs."""
-    try:
-        import skimage
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise OhemError(
-            "the built-in data set is drawn from scikit-learn's digits and scikit-image's photographs: "
-            "pip install 'ohem[demo]'"
-        ) from error
-    digits, labels = load_digits(return_X_y=True)
+    skimage = need("skimage", "demo")
+    digits, labels = need("sklearn.datasets", "demo").load_digits(return_X_y=True)
     known = digits.astype(np.float32)
     clear = _is_clear(known, labels)
     by_class = [known[clear & (labels == digit)].reshape(-1, 8, 8) for digit in range(len(CLASSES))]

@@ -5,10 +5,9 @@ archive for which no checksum is published, `checksum` is None.
 """
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from urllib.parse import urlsplit
 
-from ohem.errors import OhemError
+from ohem.errors import OhemError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -201,7 +200,6 @@ def find_published(name: str) -> Published:
     """
     names = [published.name for published in PUBLISHED]
     if name not in names:
-        close = get_close_matches(name, names, 1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
+        hint = did_you_mean(name, names)
         raise OhemError(f"data: found {name!r}{hint}; allowed: {', '.join(names)}")
     return PUBLISHED[names.index(name)]

@@ -106,6 +106,14 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def is_folder(path: Path) -> bool:
+    """The same of a folder."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def class_list_problem(classes: Sequence[str]) -> str | None:
     """What is wrong with a class list, or None."""
     repeated = [name for name, times in Counter(classes).items() if times > 1]

@@ -35,6 +35,7 @@ from ohem.data.rules import (
     counted,
     fit_boxes,
     is_file,
+    is_folder,
     listed,
     one_line,
     other_class_notes,
@@ -84,6 +85,67 @@ class _Counts:
         yield from other_class_notes(self.other)
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """How the label files of a split are read; what is wrong with them and what was done to them is added up."""
+
+    root: Path
+    names: tuple[str, ...]
+    label_of: dict[str, int]
+    other_classes: OtherClasses
+    bad_boxes: BadBoxes
+    faults: list[Fault]
+    counts: _Counts = field(default_factory=_Counts)
+
+    def record(self, picture: Picture, annotated: bool) -> ImageRecord:
+        """A picture with its objects; without any where it is not annotated."""
+        labels, boxes = np.empty(0, np.int64), np.empty((0, 4))
+        path = _label_path(self.root, picture.path)
+        if annotated and is_file(path):
+            labels, boxes = self.known(
+                path, *self.fitted(path, _read_labels(path, self.names, self.counts, self.faults), picture)
+            )
+        elif annotated:
+            self.counts.unlabelled += 1
+        return ImageRecord(
+            id=picture.path.relative_to(self.root).with_suffix("").as_posix(),
+            path=picture.path,
+            width=picture.width,
+            height=picture.height,
+            boxes=boxes,
+            labels=labels,
+            difficult=np.zeros(len(labels), dtype=bool),
+            crowd=np.zeros(len(labels), dtype=bool),
+            area=(boxes[:, 2:] - boxes[:, :2]).prod(axis=1),
+        )
+
+    def fitted(self, path: Path, objects: _Objects, picture: Picture) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Classes (G,), from 0, and boxes (G, 4) in pixels of the objects that lie in the picture."""
+        size = np.array([picture.width, picture.height], dtype=np.float64)
+        boxes = objects.boxes * np.tile(size, 2)
+        fitted = fit_boxes(boxes, size)
+        self.counts.clipped += _told(boxes, fitted.boxes, fitted.clipped)
+        self.counts.dropped += int(fitted.bad.sum())
+        if self.bad_boxes == "error":
+            for index in np.flatnonzero(fitted.bad):
+                found = f"{[round(value, 2) for value in boxes[index].tolist()]} px: {box_problem(boxes[index], *size)}"
+                self.faults.append(Fault(path, f"line {objects.lines[index]}", found, BOX_ALLOWED))
+        return objects.classes[~fitted.bad], fitted.boxes[~fitted.bad]
+
+    def known(
+        self, path: Path, numbers: NDArray[np.int64], boxes: NDArray[np.float64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Labels (G,) and boxes (G, 4) of the objects whose class is in the class list."""
+        names = [self.names[number] for number in numbers.tolist()]
+        known = np.array([name in self.label_of for name in names], dtype=bool)
+        strange = Counter(name for name in names if name not in self.label_of)
+        if self.other_classes == "error":
+            allowed = f"{listed(list(self.label_of))} (or other_classes: drop)"
+            self.faults.extend(Fault(path, "", f"unknown class {quoted(name)}", allowed) for name in strange)
+        self.counts.other.update(strange)
+        return np.array([self.label_of[name] for name in names if name in self.label_of], np.int64), boxes[known]
+
+
 def read_yolo(
     yaml_path: Path,
     split: str,
@@ -123,33 +185,17 @@ def read_yolo(
     names = _read_names(document, report)
     label_of = _labels(names, classes, report)
     root, notes = _root(yaml_path, document)
-    counts = _Counts()
+    reading = _Reading(root, names, label_of, other_classes, bad_boxes, faults)
     records = []
-    pictures: list[Picture] = []
     for path in _pictures(root, split, document[split], yaml_path, faults):
         try:
             picture = Picture(path, *image_size(path))
         except DataError as error:
             faults += error.faults
             continue
-        pictures.append(picture)
-        objects = _Objects((), np.empty(0, np.int64), np.empty((0, 4)))
-        labels_path = _label_path(root, path)
-        if annotations == "required" and is_file(labels_path):
-            objects = _read_labels(labels_path, names, counts, faults)
-        elif annotations == "required":
-            counts.unlabelled += 1
-        kept, boxes = _fit(objects, picture, labels_path, bad_boxes, counts, faults)
-        known = np.array([names[number] in label_of for number in kept.tolist()], dtype=bool)
-        strange = Counter(names[number] for number in kept[~known].tolist())
-        if strange and other_classes == "error":
-            allowed = f"{listed(list(label_of))} (or other_classes: drop)"
-            faults += [Fault(labels_path, "", f"unknown class {quoted(name)}", allowed) for name in strange]
-        counts.other += strange
-        labels = np.array([label_of[names[number]] for number in kept[known].tolist()], dtype=np.int64)
-        records.append(_record(root, picture, boxes[known], labels))
+        records.append(reading.record(picture, annotated=annotations == "required"))
     if faults:
-        raise AnnotationError(faults, pictures)
+        raise AnnotationError(faults, [Picture(record.path, record.width, record.height) for record in records])
     return DetectionDataset(
         name=f"{yaml_path.resolve().parent.name}@{split}",
         format="yolo",
@@ -157,7 +203,7 @@ def read_yolo(
         classes=tuple(label_of),
         category_ids=tuple(label_of.values()),
         records=tuple(records),
-        notes=(*notes, *counts.notes()),
+        notes=(*notes, *reading.counts.notes()),
     )
 
 
@@ -218,18 +264,11 @@ def _root(yaml_path: Path, document: dict[Any, Any]) -> tuple[Path, list[str]]:
     folder, given = yaml_path.parent, document.get("path")
     notes = ["did not run the file's download"] if document.get("download") else []
     inside = path_inside(folder, given) if isinstance(given, str) else None
-    if inside is not None and _is_folder(inside):
+    if inside is not None and is_folder(inside):
         return inside, notes
     if given is not None:
         notes.append(f"took the folder of {yaml_path.name} in the place of its path {quoted(given)}")
     return folder, notes
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # as of a name too long for the file system
-        return False
 
 
 def _pictures(root: Path, split: str, value: object, yaml_path: Path, faults: list[Fault]) -> list[Path]:
@@ -241,7 +280,7 @@ def _pictures(root: Path, split: str, value: object, yaml_path: Path, faults: li
         path = path_inside(root, entry.removeprefix("../")) if isinstance(entry, str) and entry else None
         if path is not None and is_file(path) and path.suffix.lower() == ".txt":
             pictures = list(_listed_pictures(root, path, faults))
-        elif path is not None and _is_folder(path):
+        elif path is not None and is_folder(path):
             pictures = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
         else:
             allowed = f"a folder of pictures, or a text file that lists them, inside {root}"
@@ -333,36 +372,6 @@ def _box(values: list[float]) -> tuple[float, float, float, float]:
     return min(xs), min(ys), max(xs), max(ys)
 
 
-def _fit(
-    objects: _Objects, picture: Picture, path: Path, bad_boxes: BadBoxes, counts: _Counts, faults: list[Fault]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Classes (G,) and boxes (G, 4) in pixels of the objects that stay."""
-    size = np.array([picture.width, picture.height], dtype=np.float64)
-    boxes = objects.boxes * np.tile(size, 2)
-    fitted = fit_boxes(boxes, size)
-    counts.clipped += _told(boxes, fitted.boxes, fitted.clipped)
-    counts.dropped += int(fitted.bad.sum())
-    if bad_boxes == "error":
-        for index in np.flatnonzero(fitted.bad):
-            found = f"{[round(value, 2) for value in boxes[index].tolist()]} px: {box_problem(boxes[index], *size)}"
-            faults.append(Fault(path, f"line {objects.lines[index]}", found, BOX_ALLOWED))
-    return objects.classes[~fitted.bad], fitted.boxes[~fitted.bad]
-
-
 def _told(boxes: NDArray[np.float64], fitted: NDArray[np.float64], clipped: NDArray[np.bool_]) -> int:
     """How many clipped boxes to tell of: six digits after the point move an edge by less than 0.01 px."""
     return int((clipped & (np.abs(boxes - fitted).max(axis=1, initial=0) > 0.01)).sum())
-
-
-def _record(root: Path, picture: Picture, boxes: NDArray[np.float64], labels: NDArray[np.int64]) -> ImageRecord:
-    return ImageRecord(
-        id=picture.path.relative_to(root).with_suffix("").as_posix(),
-        path=picture.path,
-        width=picture.width,
-        height=picture.height,
-        boxes=boxes,
-        labels=labels,
-        difficult=np.zeros(len(labels), dtype=bool),
-        crowd=np.zeros(len(labels), dtype=bool),
-        area=(boxes[:, 2:] - boxes[:, :2]).prod(axis=1),
-    )

@@ -1,11 +1,9 @@
 """One typed recipe. Unknown fields and wrong values are refused, with the allowed ones named."""
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -17,68 +15,19 @@ from pydantic import (
     PlainValidator,
     PositiveFloat,
     PositiveInt,
-    TypeAdapter,
     ValidationError,
     model_validator,
 )
 
-from ohem.data.rules import one_line, quoted
-from ohem.errors import OhemError
+from ohem.data.rules import quoted
+from ohem.errors import OhemError, did_you_mean
 from ohem.models.spec import DETECTORS, TORCHVISION_KINDS, AnyDetectorSpec, DetectorSpec, Spec, TorchvisionSpec
 from ohem.ranking import ExactRanking, HalfRanking, LowRankRanking, Ranking, RememberedRanking
+from ohem.recipes.files import apply_override, built_in_recipes, find_recipe, join_values, read_values
+from ohem.recipes.kinds import Kinds
 from ohem.reweighting import FocalLoss, GradientHarmonized, LogLoss, Reweighting
 from ohem.rivals import IoUBalancedSampler, QuotaSampler, RankSampler, StratifiedSampler
 from ohem.samplers import AllSampler, HardSampler, RandomSampler, Sampler
-
-_T = TypeVar("_T")
-
-
-class Kinds(Generic[_T]):
-    """A setting that is one of several data classes, told apart by ``kind``; their fields are its options.
-
-    Args:
-        kinds: the classes by name.
-    """
-
-    def __init__(self, kinds: Mapping[str, type[_T]]) -> None:
-        self._kinds = kinds
-
-    def read(self, value: Any) -> _T:
-        """From ``hard``, ``{kind: hard, nms_iou: 0.5}``, or an object of one of the classes.
-
-        Raises:
-            ValueError: a kind or an option that is unknown or wrong.
-        """
-        for cls in self._kinds.values():
-            if isinstance(value, cls):
-                return value
-        options = {"kind": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
-        kind = options.pop("kind", None)
-        if not isinstance(kind, str) or kind not in self._kinds:
-            raise ValueError(f"kind: found {quoted(kind)}; allowed: {', '.join(self._kinds)}")
-        known = [field.name for field in fields(self._kinds[kind])]  # type: ignore[arg-type]
-        for name, option in options.items():
-            if name not in known:
-                hint = _nearest(name, known)
-                raise ValueError(
-                    f"{name}: found an unknown field{hint}; allowed for {kind}: {', '.join(known) or 'none'}"
-                )
-            if isinstance(option, float) and not math.isfinite(option):
-                raise ValueError(f"{name}: found {option}; allowed: finite numbers")
-        try:
-            return TypeAdapter(self._kinds[kind]).validate_python(options)
-        except ValidationError as error:
-            first = error.errors()[0]
-            if first["type"] == "value_error":  # the class's own words name the field
-                raise first["ctx"]["error"] from error
-            where = ".".join(map(str, first["loc"]))
-            raise ValueError(f"{where}: found {quoted(first['input'])}; {first['msg']}") from error
-
-    def write(self, value: _T) -> dict[str, Any]:
-        """As :meth:`read` reads it, defaults included."""
-        kind = next(name for name, cls in self._kinds.items() if type(value) is cls)
-        return {"kind": kind, **asdict(value)}  # type: ignore[call-overload]
-
 
 SAMPLERS: Kinds[Sampler] = Kinds(
     {
@@ -112,7 +61,7 @@ def _named_detector(value: Any) -> Any:
         return options
     kind, rest = options["kind"], {key: part for key, part in options.items() if key != "kind"}
     if kind in built_in_recipes():
-        return _join(_read_values(_find_recipe(str(kind)), ())["detector"], rest)
+        return join_values(read_values(find_recipe(str(kind)))["detector"], rest)
     if str(kind).startswith(("maskrcnn_", "keypointrcnn_")):
         raise ValueError(
             f"kind: found {kind!r}; allowed: {', '.join(TORCHVISION_KINDS)}; masks and keypoints are not read from data"
@@ -315,12 +264,6 @@ class Recipe(Spec):
         return self
 
 
-def built_in_recipes() -> list[str]:
-    """Names of the recipes that ship with the package; the paper's rows are called ``paper/...``."""
-    here = Path(__file__).parent
-    return sorted(path.relative_to(here).with_suffix("").as_posix() for path in here.rglob("*.yaml"))
-
-
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe.
 
@@ -334,53 +277,10 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         OhemError: no such recipe, or a field that is unknown or wrong. All faults are listed, one a line.
     """
-    values = _read_values(_find_recipe(name), ())
+    values = read_values(find_recipe(name))
     for override in overrides:
-        _apply(values, override)
+        apply_override(values, override)
     return _validated(Recipe, values, name)
-
-
-def _find_recipe(name: str, beside: Path = Path()) -> Path:
-    path = beside / name
-    allowed = f"a recipe file, or one of {', '.join(built_in_recipes())}"
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise OhemError(f"{path}: found no such file; allowed: {allowed}")
-        return path
-    if name not in built_in_recipes():
-        hint = _nearest(name, built_in_recipes())
-        raise OhemError(f"recipe: found {name!r}{hint}; allowed: {allowed}")
-    return Path(__file__).parent / f"{name}.yaml"
-
-
-def _read_values(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """What a recipe file says, joined onto what its bases say."""
-    if path in seen:
-        raise OhemError(f"{path}: base: found a circle; allowed: recipes that do not name each other")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    # Beside its own, PyYAML lets through what Python says of numbers, dates and nesting that it cannot take.
-    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
-        raise OhemError(f"{path}: found no readable YAML ({one_line(str(error), 300)})") from error
-    if not isinstance(values, dict):
-        raise OhemError(f"{path}: found {type(values).__name__}; allowed: fields and values")
-    base = values.pop("base", None)
-    if base is None:
-        return values
-    if not isinstance(base, str):
-        raise OhemError(f"{path}: base: found {quoted(base)}; allowed: the name of a recipe")
-    return _join(_read_values(_find_recipe(base, path.parent), (*seen, path)), values)
-
-
-def _join(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    joined = dict(base)
-    for key, value in change.items():
-        old = joined.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and value.get("kind", old.get("kind")) == old.get("kind"):
-            joined[key] = _join(old, value)
-        else:
-            joined[key] = value
-    return joined
 
 
 def override_spec(spec: AnyDetectorSpec, overrides: Sequence[str]) -> AnyDetectorSpec:
@@ -393,7 +293,7 @@ def override_spec(spec: AnyDetectorSpec, overrides: Sequence[str]) -> AnyDetecto
     for override in overrides:
         if not override.startswith(("detection.", "image.", "proposals.")):
             raise OhemError(f"{override}: found a setting of training; allowed: detection.*, image.* and proposals.*")
-        _apply(values, override)
+        apply_override(values, override)
     return _validated(type(spec), values, "settings")
 
 
@@ -412,37 +312,12 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise OhemError(f"{override!r}: found no field=value; allowed: such as optimizer.lr=0.01 or sampler=random")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise OhemError(f"{key}: found {quoted(text)}; allowed: a YAML value") from error
-    *parents, last = key.split(".")
-    for parent in parents:
-        child = values.setdefault(parent, {})
-        if isinstance(child, str):
-            child = values[parent] = {"kind": child}
-        if not isinstance(child, dict):
-            raise OhemError(f"{key}: found a field inside {parent}, which is {quoted(child)}; allowed: {parent}=VALUE")
-        values = child
-    values[last] = value
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    """A guess at what a mistyped name should be, in brackets; empty where none is near."""
-    close = difflib.get_close_matches(name, known, 1)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
 def _explain(error: Any, model: type[Spec]) -> str:
     """One line: the field, what was found, what is allowed."""
     where = ".".join(str(part) for part in error["loc"] if part not in DETECTORS)
     if error["type"] == "extra_forbidden":
         allowed = _fields_at(model, error["loc"][:-1])
-        hint = _nearest(str(error["loc"][-1]), allowed)
+        hint = did_you_mean(str(error["loc"][-1]), allowed)
         return f"{where}: found an unknown field{hint}; allowed: {', '.join(allowed)}"
     if error["type"] == "value_error":
         message = str(error["ctx"]["error"])

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ohem.errors import OhemError
+from ohem.extras import need
 from ohem.training.loop import Observer
 
 
@@ -14,13 +14,7 @@ def tensorboard_observer(folder: Path) -> Observer:
     Raises:
         OhemError: TensorBoard is not installed.
     """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise OhemError(
-            "--tensorboard: found no TensorBoard; allowed after: pip install 'ohem[tensorboard]'"
-        ) from error
-    writer = SummaryWriter(str(folder))
+    writer = need("torch.utils.tensorboard", "tensorboard").SummaryWriter(str(folder))
 
     def observe(record: Mapping[str, Any]) -> None:
         if record["kind"] == "progress":

@@ -1,6 +1,6 @@
 """The licences of everything that is installed with ohem, as each package states its own; nothing is asked of a network.
 
-    python benchmarks/licences.py [--extras fast,demo,tensorboard]
+    python benchmarks/licences.py [--extras fast,demo]
 
 Exits with 1 where a package states none, or one that is neither permissive nor weakly reciprocal.
 """
@@ -46,7 +46,8 @@ def licence(found: Distribution) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--extras", default="fast,demo,tensorboard", help="of ohem")
+    every = [extra for extra in distribution("ohem").metadata.get_all("Provides-Extra", ()) if extra != "dev"]
+    parser.add_argument("--extras", default=",".join(every), help="of ohem; all but dev when omitted")
     options = parser.parse_args(arguments)
     seen: dict[str, Distribution] = {}
     strange = 0

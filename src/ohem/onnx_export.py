@@ -1,4 +1,4 @@
-"""A trained Fast R-CNN as an ONNX file, and what onnxruntime makes of it beside PyTorch (the extra ``onnx``)."""
+"""A trained detector as an ONNX file, and what onnxruntime makes of it beside PyTorch (the extra ``onnx``)."""
 
 import warnings
 from collections.abc import Sequence
@@ -22,8 +22,10 @@ from ohem.files import atomic_writer
 from ohem.inference import candidates_of, detect_image
 from ohem.models.fast_rcnn import FastRCNN
 from ohem.models.faster_rcnn import FasterRCNN
+from ohem.models.pyramid import PyramidBackbone
+from ohem.models.roi_head import Feature, Pyramid
 from ohem.models.roi_pooling import SAMPLES
-from ohem.models.spec import AnyDetectorSpec, DetectionSpec
+from ohem.models.spec import DetectionSpec
 from ohem.models.weights import load_detector
 from ohem.recipes.recipe import DataSpec
 from ohem.training.run import Weights, find_weights
@@ -45,7 +47,9 @@ class Agreement:
     Attributes:
         images: compared.
         detections: of PyTorch in them.
-        unmatched: detections that only one of the two has.
+        unmatched: detections that only one of the two has, without those of ``at_limit``.
+        at_limit: such, where both have as many as the recipe allows and the score is that of the last, within
+            :data:`SCORE_BAR`: rounding decides there which of two equals is cut off.
         box: the largest difference of a coordinate, in pixels of the network's input.
         score: the largest difference of a score.
     """
@@ -53,6 +57,7 @@ class Agreement:
     images: int
     detections: int
     unmatched: int
+    at_limit: int
     box: float
     score: float
 
@@ -63,12 +68,12 @@ class Agreement:
 
 
 def export_onnx(source: Path, path: Path, *, weights: Weights = "best") -> Path:
-    """Write a trained Fast R-CNN as ONNX. Sizes and the number of proposals are free, zero included.
+    """Write a trained detector as ONNX. Sizes and the number of proposals are free, zero included.
 
-    The graph takes ``image`` (3, H, W) uint8 RGB, resized as the recipe says (:func:`ohem.data.loading.resize`), and
-    ``proposals`` (P, 4) float32 xyxy in its pixels. It gives ``boxes`` (D, 4) float32 in the same pixels, ``scores``
-    (D,) float32, falling, and ``labels`` (D,) int64, 1..C, after the recipe's threshold, NMS of each class, and its
-    limit. Class names are in the file's metadata, one a line.
+    The graph takes ``image`` (3, H, W) uint8 RGB, resized as the recipe says (:func:`ohem.data.loading.resize`), and,
+    if the detector does not make its own, ``proposals`` (P, 4) float32 xyxy in its pixels. It gives ``boxes`` (D, 4)
+    float32 in the same pixels, ``scores`` (D,) float32, falling, and ``labels`` (D,) int64, 1..C, after the recipe's
+    threshold, NMS of each class, and its limit. Class names are in the file's metadata, one a line.
 
     Args:
         source: a run's folder, or a weights file.
@@ -76,32 +81,35 @@ def export_onnx(source: Path, path: Path, *, weights: Weights = "best") -> Path:
         weights: which of a run's weights.
 
     Raises:
-        OhemError: the file exists, onnx is not installed, there are no such weights, or the detector makes its own
-            proposals, looks at several scales or refines boxes.
+        OhemError: the file exists, onnx is not installed, there are no such weights, or the detector looks at several
+            scales or refines boxes.
     """
     onnx = need("onnx", "onnx")
     if path.exists():
         raise OhemError(f"{path}: exists already; allowed: a new file")
     file = find_weights(source, weights)
     detector, spec, classes = load_detector(file)
-    _require_exportable(file, detector, spec)
+    if len(spec.image.test_scales) > 1 or spec.detection.refine is not None:
+        raise OhemError(f"{file}: found several test scales or refinement of boxes; allowed: one scale without it")
     graph = _Graph(detector.eval(), spec.detection)
-    image = torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    proposals = torch.tensor([[4.0, 4, 60, 60], [20, 10, 120, 90]])
+    example = {
+        "image": torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)),
+        "proposals": torch.tensor([[4.0, 4, 60, 60], [20, 10, 120, 90]]),
+    }
+    inputs = inputs_of(detector)
     exported = BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of tracing: what depends on sizes is an operator of the graph
         torch.onnx.export(
             graph,
-            (image, proposals),
+            tuple(example[name] for name in inputs),
             cast(Any, exported),
             dynamo=False,  # torchvision's RoI operators have ONNX forms for this exporter only
             opset_version=OPSET,
-            input_names=["image", "proposals"],
+            input_names=inputs,
             output_names=["boxes", "scores", "labels"],
             dynamic_axes={
-                "image": {1: "height", 2: "width"},
-                "proposals": {0: "proposals"},
+                **{name: {"image": {1: "height", 2: "width"}, "proposals": {0: "proposals"}}[name] for name in inputs},
                 **{name: {0: "detections"} for name in ("boxes", "scores", "labels")},
             },
         )
@@ -146,34 +154,47 @@ def check_onnx(
     samples = Samples(dataset.records, boxes, spec.image, spec.max_proposals)
     ours, theirs = [], []
     for (sample,) in load_batches(samples, [[Draw(index)] for index in range(len(dataset))], workers=0):
-        feeds = {"image": sample.image.numpy(), "proposals": sample.proposals.numpy()}
-        theirs.append(Detections(*session.run(None, feeds)))
+        given = {"image": sample.image.numpy(), "proposals": sample.proposals.numpy()}
+        theirs.append(Detections(*session.run(None, {name: given[name] for name in inputs_of(detector)})))
         at_input = replace(sample, scale=(1.0, 1.0))  # so that boxes stay in pixels of the network's input
         ours.append(detect_image(detector, [at_input], spec.detection))
         reporter.progress("images compared", len(ours), len(dataset))
-    return agreement(ours, theirs)
+    return agreement(ours, theirs, spec.detection.max_detections)
 
 
-def agreement(ours: Sequence[Detections], theirs: Sequence[Detections]) -> Agreement:
+def agreement(ours: Sequence[Detections], theirs: Sequence[Detections], limit: int = 0) -> Agreement:
     """Compare detections image by image.
 
     Each of ours is matched with that of theirs of its class whose box is nearest, if it is within a pixel.
+
+    Args:
+        ours: PyTorch's, by falling score.
+        theirs: onnxruntime's, likewise.
+        limit: the most an image may have; 0: any number.
     """
-    unmatched, box, score = 0, 0.0, 0.0
+    unmatched, at_limit, box, score = 0, 0, 0.0, 0.0
     for one, other in zip(ours, theirs, strict=True):
-        free = np.ones(len(other.labels), dtype=bool)
+        free, lone = np.ones(len(other.labels), dtype=bool), []
         for row in range(len(one.labels)):
             apart = np.abs(other.boxes - one.boxes[row]).max(axis=1, initial=0.0)
             apart = np.where(free & (other.labels == one.labels[row]), apart, np.inf)
             if not len(apart) or apart.min() > 1:
-                unmatched += 1
+                lone.append(float(one.scores[row]))
                 continue
             nearest = int(apart.argmin())
             free[nearest] = False
             box = max(box, float(apart[nearest]))
             score = max(score, abs(float(other.scores[nearest]) - float(one.scores[row])))
-        unmatched += int(free.sum())
-    return Agreement(len(ours), sum(len(one.labels) for one in ours), unmatched, box, score)
+        lone += other.scores[free].tolist()
+        full = limit and len(one.labels) == len(other.labels) == limit
+        cut = sum(each - one.scores[-1] <= SCORE_BAR for each in lone) if full else 0
+        at_limit, unmatched = at_limit + cut, unmatched + len(lone) - cut
+    return Agreement(len(ours), sum(len(one.labels) for one in ours), unmatched, at_limit, box, score)
+
+
+def inputs_of(detector: FastRCNN) -> list[str]:
+    """What the graph of a detector takes: ``image``, and ``proposals`` unless it makes its own."""
+    return ["image"] if isinstance(detector, FasterRCNN) else ["image", "proposals"]
 
 
 class _Graph(nn.Module):
@@ -183,22 +204,17 @@ class _Graph(nn.Module):
         super().__init__()
         self.detector, self.spec = detector, spec
 
-    def forward(self, image: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, image: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         detector, head, spec = self.detector, self.detector.head, self.spec
-        pixels = detector.backbone.preprocessing(image[None].float() / 255)
-        feature = head.reduce(detector.backbone.maps(pixels))
-        side = (head.pool_size, head.pool_size)
-        if head.pool == "max":
-            inclusive = proposals - torch.tensor([0.0, 0.0, 1.0, 1.0])
-            pooled = roi_pool(feature, [inclusive], side, 1 / head.stride)
-        else:
-            pooled = roi_align(feature, [proposals], side, 1 / head.stride, SAMPLES, aligned=True)
-        hidden = pooled.flatten(1)
+        size = cast(tuple[int, int], image.shape[1:])
+        feature = self._feature(image)
+        proposals = detector.propose(feature, size, cast(Tensor, given))
+        hidden = self._pooled(feature, proposals).flatten(1)
         for layer in head.fc:
             hidden = torch.relu(layer(hidden))
         scores = head.cls_score(hidden).softmax(dim=1)
         deltas = head.bbox_pred(hidden).view(-1, detector.num_classes + 1, 4) * detector.delta_std + detector.delta_mean
-        moved = clip_boxes_to_image(decode_deltas(proposals, deltas), cast(tuple[int, int], image.shape[1:]))
+        moved = clip_boxes_to_image(decode_deltas(proposals, deltas), size)
         found = candidates_of(scores, moved, spec.score_threshold)
         # Classes side by side, where no box of one meets a box of another.
         width = torch.cat([found.boxes.flatten(), torch.zeros(1)]).max() + 1
@@ -206,9 +222,18 @@ class _Graph(nn.Module):
         keep = keep[: spec.max_detections] if spec.max_detections else keep
         return found.boxes[keep], found.scores[keep], found.labels[keep]
 
+    def _feature(self, image: Tensor) -> Feature:
+        backbone = self.detector.backbone
+        if isinstance(backbone, PyramidBackbone):
+            return backbone.pyramid(image)
+        return cast(Tensor, self.detector.head.reduce(backbone.maps(backbone.preprocessing(image[None].float() / 255))))
 
-def _require_exportable(file: Path, detector: FastRCNN, spec: AnyDetectorSpec) -> None:
-    if isinstance(detector, FasterRCNN):
-        raise OhemError(f"{file}: found a Faster R-CNN; allowed: Fast R-CNN, whose proposals are given")
-    if len(spec.image.test_scales) > 1 or spec.detection.refine is not None:
-        raise OhemError(f"{file}: found several test scales or refinement of boxes; allowed: one scale without it")
+    def _pooled(self, feature: Feature, boxes: Tensor) -> Tensor:
+        head = self.detector.head
+        if isinstance(feature, Pyramid):
+            return head.pool_rois(feature, boxes)
+        side = (head.pool_size, head.pool_size)
+        if head.pool == "max":
+            inclusive = boxes - torch.tensor([0.0, 0.0, 1.0, 1.0])
+            return cast(Tensor, roi_pool(feature, [inclusive], side, 1 / head.stride))
+        return cast(Tensor, roi_align(feature, [boxes], side, 1 / head.stride, SAMPLES, aligned=True))

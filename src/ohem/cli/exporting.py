@@ -22,7 +22,7 @@ def export(
     check: Annotated[int, typer.Option(min=1, help="How many of them.")] = 50,
     weights: Annotated[Literal["best", "last"], typer.Option(help="best: on the validation split, if any.")] = "best",
 ) -> None:
-    """Write a trained Fast R-CNN as ONNX, and compare what onnxruntime makes of it with PyTorch.
+    """Write a trained detector as ONNX, and compare what onnxruntime makes of it with PyTorch.
 
     Example: [cyan]ohem export runs/lite0 --onnx lite0.onnx --data MY_DATA@val[/cyan]
     """
@@ -35,6 +35,8 @@ def export(
             return
         found = check_onnx(run, path, data, proposals or [], images=check, weights=weights, reporter=console)
     differences = f"{found.unmatched} in one of the two alone, boxes {found.box:.2g} px apart, scores {found.score:.2g}"
+    if found.at_limit:
+        differences += f" (and {found.at_limit} with the score at which the limit of detections cuts)"
     if not found.equal:
         raise OhemError(f"{path}: found {differences}; allowed: 0, {BOX_BAR:g} px and {SCORE_BAR:g}")
     console.say(f"{found.images} images, {found.detections} detections: {differences}")

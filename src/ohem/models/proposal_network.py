@@ -71,7 +71,7 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]  # torchvisi
         wide = [at_least_float32(each) for each in maps]
         objectness, deltas = (list(map(at_least_float32, each)) for each in self.head(wide))
         (boxes,) = self.anchor_generator(ImageList(wide[0].new_empty(1, 0, *area), [area]), wide)
-        per_level = [each[0].numel() for each in objectness]
+        per_level = [each.shape[1] * each.shape[2] * each.shape[3] for each in objectness]  # ONNX has no numel()
         flat_objectness, flat_deltas = concat_box_prediction_layers(objectness, deltas)
         return ScoredAnchors(boxes, flat_objectness.flatten(), flat_deltas, per_level)
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ohem.evaluation.evaluators import CocoEvaluator, VocEvaluator
     from ohem.interchange import from_supervision, to_supervision
     from ohem.losses import RoiLosses, roi_losses
+    from ohem.model_card import export_weights
     from ohem.models.fast_rcnn import FastRCNN
     from ohem.models.faster_rcnn import FasterRCNN
     from ohem.models.weights import load_detector
@@ -60,6 +61,7 @@ _HOME = {
     "detect_pictures": "pictures",
     "evaluate": "workflow",
     "export_onnx": "onnx_export",
+    "export_weights": "model_card",
     "from_supervision": "interchange",
     "hard_examples": "samplers",
     "inspect_annotations": "report.inspection",
@@ -107,6 +109,7 @@ __all__ = [
     "detect_pictures",
     "evaluate",
     "export_onnx",
+    "export_weights",
     "from_supervision",
     "hard_examples",
     "inspect_annotations",

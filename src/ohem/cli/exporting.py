@@ -14,7 +14,8 @@ from ohem.errors import OhemError
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A run's folder, or a weights file.")],
-    onnx: Annotated[Path, typer.Option(help="The new file.")],
+    onnx: Annotated[Path | None, typer.Option(help="A new ONNX file.")] = None,
+    safetensors: Annotated[Path | None, typer.Option(help="A new folder: weights and a model card.")] = None,
     data: Annotated[
         list[str] | None, typer.Option(help="Compare with PyTorch on this data set's first images.")
     ] = None,
@@ -22,10 +23,21 @@ def export(
     check: Annotated[int, typer.Option(min=1, help="How many of them.")] = 50,
     weights: Annotated[Literal["best", "last"], typer.Option(help="best: on the validation split, if any.")] = "best",
 ) -> None:
-    """Write a trained detector as ONNX, and compare what onnxruntime makes of it with PyTorch.
+    """Write a trained detector as ONNX, compared with PyTorch, or as weights with a model card.
 
     Example: [cyan]ohem export runs/lite0 --onnx lite0.onnx --data MY_DATA@val[/cyan]
     """
+    if onnx is None and safetensors is None:
+        raise OhemError("ohem export: found no form; allowed: --onnx FILE, --safetensors FOLDER, or both")
+    if safetensors is not None:
+        from ohem.model_card import export_weights
+
+        with Console() as console:
+            console.say(
+                f"{export_weights(run, safetensors, weights=weights)}: the card; weights.safetensors is beside it"
+            )
+    if onnx is None:
+        return
     from ohem.onnx_export import BOX_BAR, SCORE_BAR, check_onnx, export_onnx
 
     with Console() as console:

@@ -1,0 +1,132 @@
+"""A trained detector as a folder for others: its weights, and a card that says what they are."""
+
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from ohem.errors import OhemError
+from ohem.files import atomic_writer, write_atomically
+from ohem.models.spec import TorchvisionSpec
+from ohem.models.weights import load_detector
+from ohem.recipes.recipe import dump_recipe
+from ohem.training.run import Run, Weights, find_weights
+
+CARD = """\
+---
+library_name: ohem
+pipeline_tag: object-detection
+tags: [object-detection, online-hard-example-mining]
+---
+# {title}
+
+{what} for {count} classes, trained with ohem {ohem}. `weights.safetensors` holds the weights, the classes, how images are prepared
+and how detections are made; `{file}` of the run, {chosen}.
+
+**Classes**, label i is the i-th: {classes}.
+
+## Use
+
+```python
+import ohem
+
+detector, spec, classes = ohem.load_detector("weights.safetensors")
+```
+
+`ohem detect weights.safetensors PICTURE...` draws what it finds; `ohem evaluate weights.safetensors --data DATA` measures it;
+`ohem train RECIPE init_from=weights.safetensors` goes on from it.
+
+## Training
+
+| | |
+|---|---|
+| Data | {data}: {images} images, fingerprint `{fingerprint}` |
+| Iterations | {iterations} of {planned} |
+| Seed | {seed} |
+| Sampler | `{sampler}` |
+| Backbone's first weights | `{pretrained}` |
+| Machine | {machine} |
+
+{accuracy}
+
+The whole recipe:
+
+```yaml
+{recipe}
+```
+
+## What this card does not know
+
+Where the pictures came from, what they leave out, and under which licence they and the first weights stand: write it here before you give
+the folder away.
+"""
+
+
+def export_weights(source: Path, folder: Path, *, weights: Weights = "best") -> Path:
+    """Copy a run's weights into a new folder, with a model card, ``README.md``, beside them.
+
+    The card is in the form that model hubs read: what the detector is, how it is used, what it was trained on, and its
+    accuracy on the run's validation split if it had one. Paths of the machine are not in it.
+
+    Args:
+        source: a run's folder.
+        folder: the new folder.
+        weights: which of the run's weights.
+
+    Returns:
+        The card.
+
+    Raises:
+        OhemError: the folder exists, the source is no run, or it has no weights.
+    """
+    if folder.exists():
+        raise OhemError(f"{folder}: exists already; allowed: a new folder")
+    run = Run.open(source)
+    file = find_weights(source, weights)
+    card = _card(run, file, folder.name)
+    with file.open("rb") as read, atomic_writer(folder / "weights.safetensors") as write:
+        shutil.copyfileobj(read, write)
+    write_atomically(folder / "README.md", card)
+    return folder / "README.md"
+
+
+def _card(run: Run, file: Path, title: str) -> str:
+    detector, spec, classes = load_detector(file)
+    recipe, info = run.recipe(), run.info()
+    log = run.log()
+    first = (
+        recipe.detector.weights if isinstance(recipe.detector, TorchvisionSpec) else recipe.detector.backbone.weights
+    )
+    nameless = {"detector": spec.without_source(), "init_from": recipe.init_from and Path(recipe.init_from.name)}
+    return CARD.format(
+        title=title,
+        what=f"torchvision's {spec.kind}"
+        if isinstance(spec, TorchvisionSpec)
+        else f"{type(detector).__name__} on {spec.backbone.name}",
+        count=len(classes),
+        ohem=version("ohem"),
+        file=file.name,
+        chosen="the best on its validation split" if file == run.best_file else "after the last step",
+        classes=", ".join(classes),
+        data=Path(info["data"]["name"]).name,
+        images=info["data"]["images"],
+        fingerprint=run.data_fingerprint()[:16],
+        iterations=max((record["iteration"] for record in log), default=0),
+        planned=recipe.iterations,
+        seed=recipe.seed,
+        sampler=str(recipe.sampler),
+        pretrained=Path(first).name,
+        machine=f"{info['machine']['cuda'] or info['machine']['processor']}, torch {info['machine']['packages']['torch']}",
+        accuracy=_accuracy([record for record in log if record.get("kind") == "validation"], recipe.evaluation.metric),
+        recipe=dump_recipe(recipe.model_copy(update=nameless)).strip(),
+    )
+
+
+def _accuracy(validations: Sequence[dict[str, float]], metric: str) -> str:
+    if not validations:
+        return "It was trained without a validation split, so that nothing is known here of its accuracy."
+    best = max(validations, key=lambda record: record[metric])
+    return (
+        f"On its validation split: {metric} {best[metric]:.4f} at iteration {best['iteration']}, the best of {len(validations)} looks."
+        " That split chose the weights; a split of its own would say less."
+    )

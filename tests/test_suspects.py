@@ -14,6 +14,7 @@ from ohem.report.suspects import (
     pairwise_inside,
     pairwise_iou,
     place_scores,
+    size_likeness,
     spurious_scores,
 )
 
@@ -27,39 +28,50 @@ def test_a_detection_is_missing_as_far_as_no_annotation_explains_it() -> None:
     assert missing_scores(np.zeros((2, 0)), np.zeros((2, 0)), np.array([0.9, 0.8])).tolist() == [0.9, 0.8]
 
 
-def test_a_class_is_wrong_as_far_as_another_is_likelier() -> None:
-    probabilities = np.array([[0.1, 0.7, 0.2], [0.1, 0.2, 0.7], [0.8, 0.1, 0.1]])
-    scores, best = class_scores(probabilities, np.array([CAT, CAT, DOG]), np.zeros(3))
-    assert scores == pytest.approx([0, 0.5, 0])
-    assert best.tolist() == [DOG, DOG, CAT]
-    assert class_scores(probabilities, np.array([CAT, CAT, DOG]), np.full(3, 0.8))[0] == pytest.approx([0, 0.1, 0])
+def test_a_class_is_wrong_as_far_as_another_is_likely_and_likelier() -> None:
+    probabilities = np.array([[0.1, 0.7, 0.2], [0.1, 0.2, 0.7], [0.8, 0.1, 0.1], [0.4, 0.02, 0.58]])
+    scores, best = class_scores(probabilities, np.array([CAT, CAT, DOG, CAT]))
+    odds = [0.2 * 0.2 / 0.701, 0.7 * 0.7 / 0.201, 0.1 * 0.1 / 0.101, 0.58 * 0.58 / 0.021]
+    assert scores == pytest.approx([x / (1 + x) for x in odds])
+    assert best.tolist() == [DOG, DOG, CAT, DOG]
+    assert scores[3] > scores[1]  # less sure of the dog, but the cat is out of the question
+    assert class_scores(np.array([[0.4, 0.6]]), np.array([CAT]))[0].tolist() == [0]  # there is no other class
+
+
+def test_boxes_are_alike_in_size_wherever_they_are() -> None:
+    boxes = np.array([[0.0, 0, 10, 20], [50, 50, 60, 70], [0, 0, 20, 20], [0, 0, 5, 40]])
+    assert size_likeness(boxes[:1], boxes) == pytest.approx(np.array([[1, 1, 0.5, 0.25]]))
 
 
 @pytest.mark.parametrize(
-    ("iou", "same", "score", "rival"),
+    ("iou", "alike", "score", "rival"),
     [
-        ([0.35], [True], 0.36, 0),  # its class, beside it
-        ([0.35], [False], 0, -1),  # another class
-        ([0.55], [True], 0, -1),  # its own
-        ([0.05], [True], 0, -1),  # does not touch
+        ([0.35], [1.0], 0.36, 0),  # its class and size, beside it
+        ([0.35], [0.5], 0.18, 0),  # half as high
+        ([0.35, 0.35], [0.5, 1.0], 0.36, 1),
+        ([0.35], [0.0], 0, -1),  # another class
+        ([0.55], [1.0], 0, -1),  # its own
+        ([0.05], [1.0], 0, -1),  # does not touch
     ],
 )
 def test_a_place_is_wrong_as_far_as_a_detection_beside_it_is_right(
-    iou: list[float], same: list[bool], score: float, rival: int
+    iou: list[float], alike: list[float], score: float, rival: int
 ) -> None:
-    scores, best = place_scores(np.array([iou]), np.array([same]), np.array([0.9]), np.array([0.8]), np.array([0.5]))
+    found = np.full(len(iou), 0.9)
+    scores, best = place_scores(np.array([iou]), np.array([alike]), found, np.array([0.8]), np.array([0.5]))
     assert scores == pytest.approx([score])
     assert best.tolist() == [rival]
 
 
 def test_a_detection_of_one_annotation_is_no_rival_of_its_neighbour() -> None:
     iou = np.array([[0.35], [0.8]])
-    scores, best = place_scores(iou, np.ones((2, 1), np.bool_), np.array([0.9]), np.ones(2), np.zeros(2))
+    scores, best = place_scores(iou, np.ones((2, 1)), np.array([0.9]), np.ones(2), np.zeros(2))
     assert scores.tolist() == [0, 0]
     assert best.tolist() == [-1, -1]
-    assert place_scores(np.zeros((2, 0)), np.zeros((2, 0), np.bool_), np.zeros(0), np.ones(2), np.zeros(2))[
-        1
-    ].tolist() == [-1, -1]
+    assert place_scores(np.zeros((2, 0)), np.zeros((2, 0)), np.zeros(0), np.ones(2), np.zeros(2))[1].tolist() == [
+        -1,
+        -1,
+    ]
 
 
 def test_nothing_is_where_the_class_loss_is_large_and_no_detection_near() -> None:
@@ -99,7 +111,7 @@ def test_each_annotation_and_each_object_without_one_stands_in_the_list_once() -
     first, second = find_suspects([evidence])
     assert (first.kind, first.fix, first.new_label, first.row) == ("missing box", "add", CAT, None)
     assert (second.kind, second.fix, second.new_label, second.row) == ("wrong class", "relabel", DOG, 0)
-    assert second.score == pytest.approx(0.7)
+    assert second.score == pytest.approx(0.64 / (0.64 + 0.101))
 
 
 def test_kinds_take_turns_whatever_their_scores() -> None:
@@ -107,7 +119,9 @@ def test_kinds_take_turns_whatever_their_scores() -> None:
     unsure = [((30, 30, 50, 50), 0.2, CAT), ((60, 60, 80, 80), 0.1, CAT)]
     found = find_suspects([scene(sure, []), scene([], unsure)])
     assert [one.kind for one in found] == ["wrong class", "missing box"] * 2 + ["wrong class"]
-    assert [one.score for one in found] == pytest.approx([0.8, 0.2, 0.78, 0.1, 0.76])
+    assert [one.row for one in found] == [0, None, 1, None, 2]
+    assert [one.score for one in found[1::2]] == pytest.approx([0.2, 0.1])
+    assert min(one.score for one in found[::2]) > 0.8
 
 
 def test_no_images_or_nothing_in_them_is_no_suspect() -> None:

@@ -25,6 +25,9 @@ FOUND = 0.5
 TOUCHING = 0.1
 """Overlap from which a detection has to do with an annotated box."""
 
+LEAST = 1e-3
+"""A class of which the detector is surer than this that it is not there is as unlikely as one of which it is this sure."""
+
 LOSS_SCALE = 5.0
 """A class loss of so many nats makes an annotation 63 % incredible: one in 150 for its class."""
 
@@ -72,41 +75,42 @@ def missing_scores(iou: Floats, inside: Floats, scores: Floats) -> Floats:
     return missing
 
 
-def class_scores(probabilities: Floats, labels: NDArray[np.int64], support: Floats) -> tuple[Floats, NDArray[np.int64]]:
+def class_scores(probabilities: Floats, labels: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int64]]:
     """How likely each annotation has the wrong class, and the right one.
 
-    The probability of the likeliest other class, less that of the annotated one (0 where it is not more), as far as no
-    detection belongs to the annotation.
+    With p of the likeliest other class and q of the annotated one: p, times how many times likelier it is, p / q. Their
+    product x becomes a score as x / (1 + x).
 
     Args:
         probabilities: (G, C + 1) of the annotated boxes, background first.
         labels: (G,) 1..C.
-        support: (G,) the highest score of a detection that belongs to the annotation.
     """
     rows = np.arange(len(labels))
     others = probabilities.copy()
-    others[:, 0] = others[rows, labels] = -1
+    others[:, 0] = others[rows, labels] = 0
     best = others.argmax(axis=1)
-    return np.maximum(others[rows, best] - probabilities[rows, labels], 0) * (1 - support), best
+    squared = others[rows, best] ** 2
+    wrong: Floats = squared / (squared + probabilities[rows, labels] + LEAST)
+    return wrong, best
 
 
 def place_scores(
-    iou: Floats, same: NDArray[np.bool_], scores: Floats, background: Floats, support: Floats
+    iou: Floats, alike: Floats, scores: Floats, background: Floats, support: Floats
 ) -> tuple[Floats, NDArray[np.int64]]:
     """How likely each annotated box is in the wrong place, and the detection that is in the right one (-1: none).
 
-    It looks like background, and beside it is a detection of its class that belongs to no annotation, while none
-    belongs to the annotated box: the product of the three.
+    It looks like background, and beside it is a detection of its class and about its size that belongs to no annotation,
+    while none belongs to the annotated box: the product of these.
 
     Args:
         iou: (G, D) overlaps of annotated boxes and detections.
-        same: (G, D) whether they are of one class.
+        alike: (G, D) how alike their sizes are, 0 for those of another class; see :func:`size_likeness`.
         scores: (D,) of the detections.
         background: (G,) probability that there is nothing in the annotated boxes.
         support: (G,) the highest score of a detection that belongs to the annotation.
     """
-    taken = (same & (iou >= FOUND)).any(axis=0)
-    rivals = np.where(same & ~taken & (iou >= TOUCHING), scores, 0)
+    taken = ((alike > 0) & (iou >= FOUND)).any(axis=0)
+    rivals = np.where(~taken & (iou >= TOUCHING), scores * alike, 0)
     if not rivals.shape[1]:
         return np.zeros(len(iou)), np.full(len(iou), -1)
     best = rivals.argmax(axis=1)
@@ -166,8 +170,10 @@ def _annotated(e: Evidence) -> list[tuple[Suspect, ...]]:
     same = labels[:, None] == e.labels
     support = np.where(same & (iou >= FOUND), e.scores, 0).max(axis=1, initial=0.0)
     touching = np.where(iou >= TOUCHING, e.scores, 0).max(axis=1, initial=0.0)
-    by_class, other = class_scores(e.probabilities, labels, support)
-    by_place, rival = place_scores(iou, same, e.scores, e.probabilities[:, 0], support)
+    by_class, other = class_scores(e.probabilities, labels)
+    by_place, rival = place_scores(
+        iou, same * size_likeness(record.boxes, e.boxes), e.scores, e.probabilities[:, 0], support
+    )
     spurious = spurious_scores(e.probabilities, labels, touching)
     suspects: list[tuple[Suspect, ...]] = []
     for row in np.flatnonzero(~(record.difficult | record.crowd)).tolist():
@@ -207,6 +213,13 @@ def pairwise_inside(a: Floats, b: Floats) -> Floats:
     """(A, 4) and (B, 4) -> (A, B) the share of each a's area that lies in b."""
     inside: Floats = _intersections(a, b) / np.maximum(_areas(a)[:, None], 1e-12)
     return inside
+
+
+def size_likeness(a: Floats, b: Floats) -> Floats:
+    """(A, 4) and (B, 4) -> (A, B) how alike the boxes are in size: the ratio of widths times that of heights, at most 1."""
+    sides = np.maximum(a[:, None, 2:] - a[:, None, :2], 1e-12), np.maximum(b[None, :, 2:] - b[None, :, :2], 1e-12)
+    alike: Floats = np.prod(np.minimum(*sides) / np.maximum(*sides), axis=2)
+    return alike
 
 
 def _intersections(a: Floats, b: Floats) -> Floats:

@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import ohem
 from ohem.data.builtin import make_builtin
 from ohem.data.dataset import DetectionDataset, ImageRecord
+from ohem.data.sources import load_dataset
 
 REPOSITORY = Path(__file__).parents[1]
 IMAGES = {"train": 200, "test": 50}
@@ -99,7 +99,7 @@ def stems(dataset: DetectionDataset) -> Iterable[tuple[str, ImageRecord]]:
 
 def first(source: str, count: int) -> DetectionDataset:
     """The first pictures of a data set."""
-    whole = ohem.load_dataset([source])
+    whole = load_dataset([source])
     return replace(whole, records=whole.records[:count])
 
 
@@ -121,21 +121,11 @@ def walk(form: str, data: str, folder: Path, fields: list[str]) -> None:
     mine = write(folder / f"my_{form}", splits)
     train, test = (source.replace("{}", mine) for source in sources)
     subprocess.run([sys.executable, "-m", "venv", str(folder / form)], check=True)
-    programs = folder / form / "bin"
+    pip, ohem = (str(folder / form / "bin" / name) for name in ("pip", "ohem"))
     commands = {
-        "pip install": [str(programs / "pip"), "install", "--quiet", str(REPOSITORY)],
-        "ohem train": [
-            str(programs / "ohem"),
-            "train",
-            "lite0",
-            "--data",
-            train,
-            "--val",
-            test,
-            "--run",
-            f"run_{form}",
-        ],
-        "ohem report": [str(programs / "ohem"), "report", f"run_{form}"],
+        "pip install": [pip, "install", "--quiet", str(REPOSITORY)],
+        "ohem train": [ohem, "train", "lite0", "--data", train, "--val", test, "--run", f"run_{form}", *fields],
+        "ohem report": [ohem, "report", f"run_{form}"],
     }
     seconds = {name: timed(command, folder) for name, command in commands.items()}
     pages = list((folder / f"run_{form}").rglob("*.html")) + list(folder.glob("*.html"))

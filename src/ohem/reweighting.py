@@ -83,7 +83,7 @@ class GradientHarmonized:
     divided by the number of foreground RoIs (at least 1) as in single-stage detectors.
 
     Attributes:
-        bins: intervals.
+        bins: intervals of [0, 1] in which gradients are counted.
     """
 
     bins: int = 30

@@ -118,7 +118,7 @@ class StratifiedSampler:
     Attributes:
         rois_per_image: how many train at most.
         strata: intervals of the share.
-        nms_iou: see :func:`ohem.samplers.hard_examples`; None for no NMS.
+        nms_iou: overlap above which the easier of two RoIs is dropped; None keeps duplicates.
         dropout: leave dropout on in the read-only pass.
     """
 
@@ -130,6 +130,8 @@ class StratifiedSampler:
     def __post_init__(self) -> None:
         require_at_least("rois_per_image", self.rois_per_image, 1)
         require_at_least("strata", self.strata, 1)
+        if self.nms_iou is not None:
+            require_share("nms_iou", self.nms_iou)
 
     def __call__(self, rois: list[Rois], score: Score, rng: Generator) -> list[Tensor]:
         """The choice of each image, hardest first; ``rng`` is not used."""

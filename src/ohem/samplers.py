@@ -103,15 +103,16 @@ class HardSampler:
     until it is chosen.
 
     Attributes:
-        rois_per_image: B/N.
-        nms_iou: see :func:`hard_examples`; None for no NMS.
+        rois_per_image: how many train at most (B/N in the paper).
+        nms_iou: overlap above which the easier of two RoIs is dropped; None keeps duplicates.
         nms_per_label: let only RoIs of the same label drop each other, as the authors' code does; the paper ranks all
             RoIs of an image together.
-        cap: "image" takes rois_per_image from each image (section 4.1); "batch" takes N times as many from all images
+        cap: ``image`` takes rois_per_image from each image (section 4.1); ``batch`` takes N times as many from all images
             together (section 4.2).
         rank_box_loss: rank by class and box loss; False ranks by the class loss alone.
         dropout: leave dropout on in the read-only pass, as the authors' code does.
-        fill: see :func:`hard_examples`.
+        fill: where fewer than ``rois_per_image`` survive NMS, add the hardest of the dropped ones; the paper trains on
+            fewer.
     """
 
     rois_per_image: int = 64
@@ -124,6 +125,8 @@ class HardSampler:
 
     def __post_init__(self) -> None:
         require_at_least("rois_per_image", self.rois_per_image, 1)
+        if self.nms_iou is not None:
+            require_share("nms_iou", self.nms_iou)
 
     def __call__(self, rois: list[Rois], score: Score, rng: Generator) -> list[Tensor]:
         """The hardest RoIs of each image, hardest first; ``rng`` is not used."""
@@ -158,7 +161,7 @@ class RandomSampler:
     """Fast R-CNN's heuristic: a fixed share of foreground, the rest background that overlaps an object a little.
 
     Attributes:
-        rois_per_image: B/N.
+        rois_per_image: how many train (B/N in the paper).
         fg_fraction: at most this share is foreground; background fills the rest. None draws from both alike, the
             ablation of section 3.1.
         bg_lo: background has IoU in [bg_lo, fg threshold).
@@ -172,6 +175,7 @@ class RandomSampler:
         require_at_least("rois_per_image", self.rois_per_image, 1)
         if self.fg_fraction is not None:
             require_share("fg_fraction", self.fg_fraction)
+        require_share("bg_lo", self.bg_lo)
 
     def __call__(self, rois: list[Rois], score: Score, rng: Generator) -> list[Tensor]:
         """A random choice for each image; ``score`` is not called."""

@@ -56,7 +56,7 @@ class HeadSpec(Spec):
         pool_size: side of the pooled map; 7 for VGG16, 6 for VGG_CNN_M_1024.
         channels: reduce the backbone's channels by a 1x1 convolution before pooling; None keeps them.
         fc: widths of the fully connected layers.
-        dropout: after each of them.
+        dropout: share of the units that are dropped after each of them in training.
     """
 
     pool: Literal["max", "align"] = "max"
@@ -70,8 +70,8 @@ class ImageSpec(Spec):
     """How images are resized: the shortest side to ``shortest``, unless the longest would pass ``longest``.
 
     Attributes:
-        shortest: pixels.
-        longest: pixels.
+        shortest: pixels of the shortest side.
+        longest: pixels that the longest side may have.
         train_scales: in training, each image takes one of these shortest sides at random (the paper's M, section 7);
             empty: ``shortest``.
         test_scales: in detection, each image is seen at all of these; empty: ``shortest``.
@@ -88,7 +88,7 @@ class DetectionSpec(Spec):
 
     Attributes:
         score_threshold: detections below are left out.
-        nms_iou: per class (0.3 in the paper).
+        nms_iou: overlap above which the lower of two detections of a class is dropped (0.3 in the paper).
         max_detections: the best this many of an image are kept; 0 keeps all.
         join: how several test scales become one, which the paper leaves open: ``average`` the scores and boxes of
             each RoI, ``pool`` the detections of all scales, or score each RoI at the ``nearest`` scale, where its area
@@ -112,7 +112,8 @@ class ProposalSpec(Spec):
     """Which candidate regions the detector is given, in training and later.
 
     Attributes:
-        mode: of selective search, where no proposal file is named: ``fast`` or ``quality``.
+        mode: of selective search, where no proposal file is named; ``quality`` makes several times as many, in as
+            many times the time.
         max_per_image: the best this many are used; 0 uses all.
     """
 
@@ -126,8 +127,8 @@ class RpnSpec(Spec):
     Attributes:
         train_candidates: in training, the best this many of each feature map go into NMS.
         train_proposals: in training, the best this many of an image become RoIs.
-        test_candidates: the first, in detection.
-        test_proposals: the second, in detection.
+        test_candidates: as ``train_candidates``, in detection.
+        test_proposals: as ``train_proposals``, in detection.
         nms_iou: overlap above which the lower of two candidates is dropped.
         min_score: candidates whose objectness is below are left out.
         fg_iou: an anchor of at least this overlap is an object, and so is every object's best one.
@@ -176,7 +177,7 @@ class DetectorSpec(Spec):
             authors' code does.
         delta_stats: normalisation of box deltas: ``fixed`` (0.1, 0.1, 0.2, 0.2) or ``empirical`` (per class, over the
             training set, as the authors' code does).
-        smooth_l1_beta: 1 in the authors' code.
+        smooth_l1_beta: size of a box error from which its loss grows linearly; 1 in the authors' code.
         ranking_chunk: RoIs scored at once by the read-only pass, and in detection; memory grows
             with this, not with R.
         rpn: a region proposal network on the head's feature map, which makes the proposals; None: they are given.
@@ -242,7 +243,7 @@ class TorchvisionSpec(Spec):
     """One of torchvision's Faster R-CNN, whole. Defaults are torchvision's own.
 
     Attributes:
-        kind: which.
+        kind: which one, by torchvision's name.
         weights: ``imagenet`` for the backbone, ``coco`` for the whole detector (classes by COCO's names), both from
             torchvision, which downloads them; ``none``; or a local copy of one of those files.
         freeze: how much of the backbone is not trained: ``early``, the layers up to stride 4; ``all``, everything below

@@ -17,11 +17,11 @@ class Kinds(Generic[_T]):
     """A setting that is one of several data classes, told apart by ``kind``; their fields are its options.
 
     Args:
-        kinds: the classes by name.
+        classes: the classes by name.
     """
 
-    def __init__(self, kinds: Mapping[str, type[_T]]) -> None:
-        self._kinds = kinds
+    def __init__(self, classes: Mapping[str, type[_T]]) -> None:
+        self.classes = classes
 
     def read(self, value: Any) -> _T:
         """From ``hard``, ``{kind: hard, nms_iou: 0.5}``, or an object of one of the classes.
@@ -29,14 +29,14 @@ class Kinds(Generic[_T]):
         Raises:
             ValueError: a kind or an option that is unknown or wrong.
         """
-        for cls in self._kinds.values():
+        for cls in self.classes.values():
             if isinstance(value, cls):
                 return value
         options = {"kind": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
         kind = options.pop("kind", None)
-        if not isinstance(kind, str) or kind not in self._kinds:
-            raise ValueError(f"kind: found {quoted(kind)}; allowed: {', '.join(self._kinds)}")
-        known = [field.name for field in fields(self._kinds[kind])]  # type: ignore[arg-type]
+        if not isinstance(kind, str) or kind not in self.classes:
+            raise ValueError(f"kind: found {quoted(kind)}; allowed: {', '.join(self.classes)}")
+        known = [field.name for field in fields(self.classes[kind])]  # type: ignore[arg-type]
         for name, option in options.items():
             if name not in known:
                 hint = did_you_mean(name, known)
@@ -46,7 +46,7 @@ class Kinds(Generic[_T]):
             if isinstance(option, float) and not math.isfinite(option):
                 raise ValueError(f"{name}: found {option}; allowed: finite numbers")
         try:
-            return TypeAdapter(self._kinds[kind]).validate_python(options)
+            return TypeAdapter(self.classes[kind]).validate_python(options)
         except ValidationError as error:
             first = error.errors()[0]
             if first["type"] == "value_error":  # the class's own words name the field
@@ -56,5 +56,5 @@ class Kinds(Generic[_T]):
 
     def write(self, value: _T) -> dict[str, Any]:
         """As :meth:`read` reads it, defaults included."""
-        kind = next(name for name, cls in self._kinds.items() if type(value) is cls)
+        kind = next(name for name, cls in self.classes.items() if type(value) is cls)
         return {"kind": kind, **asdict(value)}  # type: ignore[call-overload]

@@ -100,11 +100,12 @@ class OptimizerSpec(Spec):
     """SGD as in the paper, or AdamW.
 
     Attributes:
-        lr: after warm-up, before the first step of the schedule.
+        kind: ``sgd`` with momentum, or ``adamw``.
+        lr: the learning rate after warm-up, before the first step of the schedule.
         momentum: of SGD.
         weight_decay: of weights; biases have none.
-        bias_lr_factor: 2 in the authors' code.
-        backbone_lr_factor: below 1 for backbones that are to change less than the new layers.
+        bias_lr_factor: biases learn this many times as fast; 2 in the authors' code.
+        backbone_lr_factor: the backbone learns this many times as fast; below 1 for backbones that are to change less than the new layers.
         clip_norm: gradients with a larger norm are scaled down to it; None: not.
     """
 
@@ -122,8 +123,8 @@ class ScheduleSpec(Spec):
 
     Attributes:
         kind: ``step`` multiplies it by ``gamma`` every ``step_every`` iterations; ``cosine`` brings it to 0.
-        step_every: iterations.
-        gamma: factor.
+        step_every: iterations between two falls of ``step``.
+        gamma: the factor of each fall.
         warmup: iterations over which it rises linearly from a tenth.
     """
 
@@ -148,7 +149,7 @@ class EvaluationSpec(Spec):
 
     Attributes:
         metric: ``voc07`` (11-point), ``voc12`` (area), or ``coco`` (AP over IoU 0.5 to 0.95).
-        every: iterations; 0 measures at the end only.
+        every: iterations between two measurements; 0 measures at the end only.
     """
 
     metric: Literal["voc07", "voc12", "coco"] = "voc07"
@@ -178,7 +179,7 @@ class Recipe(Spec):
         schedule: see :class:`ScheduleSpec`.
         evaluation: see :class:`EvaluationSpec`.
         iterations: steps of the optimizer.
-        images_per_step: N.
+        images_per_step: images of a step of the optimizer, N in the paper.
         accumulate: run the N images one after the other and add up their gradients, as the paper does for VGG16, for
             less memory; False runs them in one forward pass.
         precision: of the network's passes in training, by autocast; weights, losses and boxes stay in float32.
@@ -188,9 +189,9 @@ class Recipe(Spec):
             saved; None: the weights themselves. See :func:`ohem.training.averaging.weight_average`.
         seed: all randomness follows from it.
         init_from: start from another run (its folder, or a weights file); classes are matched by name.
-        log_every: iterations.
+        log_every: iterations between two records of the log.
         all_rois_every: iterations after which a sampler that does not rank has the loss over all RoIs measured.
-        checkpoint_every: iterations.
+        checkpoint_every: iterations between two checkpoints, from which ``ohem train --resume`` goes on.
         snapshot_every: iterations after which the weights are kept for good, in ``snapshots/``; 0: never.
     """
 

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 OHEM := $(VENV)/bin/ohem
 
-.PHONY: demo test lint bench coverage mutation faults licences clean
+.PHONY: demo test lint docs bench coverage mutation faults licences clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -36,8 +36,11 @@ faults: $(VENV)/.installed  ## kill training, proposals, evaluation and reproduc
 licences: $(VENV)/.installed  ## of everything that is installed with ohem
 	$(VENV)/bin/python benchmarks/licences.py
 
+docs: $(VENV)/.installed  ## the pages of docs/ as a site, in site/; fails on a broken link
+	$(VENV)/bin/mkdocs build --strict --quiet
+
 bench: $(VENV)/.installed  ## what hard mining costs; BENCH="ranking --networks lite0" chooses, see benchmarks/README.md
 	$(VENV)/bin/python benchmarks/bench.py $(BENCH)
 
 clean:
-	rm -rf $(VENV) .coverage demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .coverage demo site .pytest_cache .mypy_cache .ruff_cache

@@ -134,7 +134,7 @@ def walk(form: str, data: str, folder: Path, fields: list[str]) -> None:
     log = [json.loads(line) for line in (folder / f"run_{form}" / "log.jsonl").read_text().splitlines()]
     accuracy = next(record for record in reversed(log) if record["kind"] == "validation")
     print(
-        f"{form}: " + ", ".join(f"{name} {value / 60:.1f} min" for name, value in seconds.items()),
+        f"{form}: " + ", ".join(f"{name} {value / 60:.1f} min" for name, value in seconds.items()) + ",",
         f"in all {sum(seconds.values()) / 60:.1f} min; page {pages[0].stat().st_size / 1e6:.1f} MB;",
         f"{accuracy['voc07'] * 100:.1f} % mAP (voc07) on {IMAGES['test']} pictures",
         flush=True,
@@ -148,10 +148,10 @@ def main() -> None:
     parser.add_argument("--data", help="a VOC folder; default: the built-in pictures")
     parser.add_argument("--fields", nargs="+", default=[], help="fields of the recipe, for ohem train")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        data = arguments.data or str(make_builtin(folder / "builtin", train_images=200, test_images=50))
-        for form in arguments.form:
+    for form in arguments.form:
+        with tempfile.TemporaryDirectory() as name:  # an environment is several gigabytes
+            folder = Path(name)
+            data = arguments.data or str(make_builtin(folder / "builtin", train_images=200, test_images=50))
             walk(form, str(Path(data).resolve()), folder, arguments.fields)
 
 

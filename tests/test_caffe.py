@@ -740,6 +740,14 @@ def test_convert_tells_what_it_found(vggm, tmp_path, capsys):
         }  # fmt: skip
 
 
+def test_convert_answers_programs_too(vggm, tmp_path, capsys):
+    assert ohem("convert", vggm[1], tmp_path / "m.safetensors", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["file"] == str(tmp_path / "m.safetensors")
+    assert found["shapes"]["conv1"] == [96, 3, 7, 7]
+    assert found["left_out"] == ["fc8"]
+
+
 def test_equal_files_give_equal_files(vggm, tmp_path):
     for name in ("a", "b"):
         assert ohem("convert", vggm[1], tmp_path / f"{name}.safetensors") == 0

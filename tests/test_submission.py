@@ -115,7 +115,9 @@ def test_coco_takes_the_best_hundred_of_an_image_in_its_own_categories(coco: Pat
     said: list[str] = []
 
     class Listener:
-        def say(self, text: str) -> None:
+        def say(self, _: str) -> None: ...
+
+        def warn(self, text: str) -> None:
             said.append(text)
 
         def progress(self, *_: object) -> None: ...

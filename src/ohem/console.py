@@ -1,11 +1,13 @@
-"""What a person sees while commands run: sentences, tables, and progress with the time left."""
+"""What a person sees while commands run: sentences, tables, and progress with the time left. For programs: one JSON."""
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 import rich.console
+from pydantic_core import to_jsonable_python
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,10 +23,20 @@ from ohem.errors import printable
 
 
 class Console:
-    """A reporter for :mod:`ohem.workflow` on a terminal. Progress shows inside its ``with`` block."""
+    """A reporter for :mod:`ohem.workflow` on a terminal. Progress ends with its ``with`` block at the latest.
 
-    def __init__(self) -> None:
-        self._console = rich.console.Console(highlight=False)
+    Args:
+        as_json: the answer is one JSON document, and stdout holds nothing else.
+        quiet: nothing of what goes on and of what to do next, but the answer, and what was left out or is wrong.
+
+    In either, all that is not the answer goes to stderr.
+    """
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        self._answers = rich.console.Console(highlight=False)
+        self._console = rich.console.Console(highlight=False, stderr=True) if as_json or quiet else self._answers
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -33,12 +45,13 @@ class Console:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            transient=True,
+            redirect_stdout=False,  # else the answer would go where the bar is
+            disable=quiet or not self._console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> "Console":
-        self._progress.start()
         return self
 
     def __exit__(
@@ -51,11 +64,28 @@ class Console:
         self._console.print(markup)
 
     def say(self, text: str) -> None:
-        """One sentence, with no markup of its own, and what could move the cursor escaped."""
-        self._console.print(printable(text), markup=False, soft_wrap=True)
+        """One sentence about what goes on or what to do next, with what could move the cursor escaped."""
+        if not self.quiet:
+            self.warn(text)
+
+    def warn(self, text: str) -> None:
+        """One sentence about what was left out or is wrong."""
+        _print(self._console, text)
+
+    def answer(self, document: object) -> None:
+        """The answer for programs: data classes, mappings, lists, paths and numbers; what is not finite becomes null."""
+        if self.as_json:
+            # Python's encoder escapes whatever is not ASCII, so that names of files may be any bytes.
+            self._answers.out(json.dumps(to_jsonable_python(document, inf_nan_mode="null"), allow_nan=False))
+
+    def result(self, text: str) -> None:
+        """One sentence of the answer for people."""
+        if not self.as_json:
+            _print(self._answers, text)
 
     def progress(self, task: str, done: int, total: int) -> None:
         """Move the task's bar; it vanishes when all is done."""
+        self._progress.start()
         if task not in self._tasks:
             self._tasks[task] = self._progress.add_task(task, total=total)
         self._progress.update(self._tasks[task], completed=done, total=total)
@@ -85,13 +115,19 @@ class Console:
             self.say(f"iteration {record['iteration']:>6}  validation {name} mAP {100 * value:.1f} %")
 
     def table(self, title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """A table; numbers to the right."""
+        """A table of the answer for people; numbers to the right."""
+        if self.as_json:
+            return
         table = Table(title=title, title_justify="left", show_header=any(header), box=None, pad_edge=False)
         for i, name in enumerate(header):
             table.add_column(name, justify="left" if i == 0 else "right")
         for row in rows:
             table.add_row(*(_cell(value) for value in row))
-        self._console.print(table, markup=False)
+        self._answers.print(table, markup=False)
+
+
+def _print(console: rich.console.Console, text: str) -> None:
+    console.print(printable(text), markup=False, soft_wrap=True)
 
 
 def _cell(value: object) -> str:

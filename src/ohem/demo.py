@@ -22,9 +22,18 @@ ARMS = {"random": "heuristic sampler", "hard": "OHEM"}
 EARLY = 50
 SHOWN_IMAGES = 4
 
+_STDERR = 2
+"""The descriptor: stdout is the demo's own answer's."""
+
 
 def run_demo(
-    folder: Path, *, iterations: int, seed: int, reporter: Reporter, images: tuple[int, int] = (400, 200)
+    folder: Path,
+    *,
+    iterations: int,
+    seed: int,
+    reporter: Reporter,
+    quiet: bool = False,
+    images: tuple[int, int] = (400, 200),
 ) -> list[Arm]:
     """Make the data, train both arms in processes of their own, measure them and write table and pictures.
 
@@ -35,6 +44,7 @@ def run_demo(
         iterations: of each training.
         seed: of both.
         reporter: told of what goes on.
+        quiet: whether the trainings, which tell of themselves on stderr, are not to.
         images: how many to train and to test on.
 
     Raises:
@@ -51,7 +61,7 @@ def run_demo(
         lambda p: reporter.progress("selective search", p.done, p.total),
     )
     for kind in ARMS:
-        _train(folder / kind, kind, f"{data}@train", cache, iterations, seed, reporter)
+        _train(folder / kind, kind, f"{data}@train", cache, iterations, seed, reporter, quiet)
     arms = [_measure(folder / kind, kind, train_set, test_set, ProposalCache(cache), reporter) for kind in ARMS]
 
     draw_curves(arms, folder / "curves.png")
@@ -63,7 +73,9 @@ def run_demo(
     return arms
 
 
-def _train(folder: Path, kind: str, data: str, cache: Path, iterations: int, seed: int, reporter: Reporter) -> None:
+def _train(
+    folder: Path, kind: str, data: str, cache: Path, iterations: int, seed: int, reporter: Reporter, quiet: bool
+) -> None:
     """The command that a user would type, in a process of its own, so that its memory is its own."""
     settings = [
         f"sampler={kind}",
@@ -82,7 +94,8 @@ def _train(folder: Path, kind: str, data: str, cache: Path, iterations: int, see
     else:
         command = ["train", "demo", *settings, "--data", data, "--proposals", str(cache), "--run", str(folder)]
     reporter.say(f"$ ohem {' '.join(command)}")
-    status = subprocess.run([sys.executable, "-m", "ohem", *command], check=False).returncode
+    told, manner = (subprocess.DEVNULL, ["--quiet"]) if quiet else (_STDERR, [])
+    status = subprocess.run([sys.executable, "-m", "ohem", *command, *manner], stdout=told, check=False).returncode
     if status:
         raise OhemError(f"{ARMS[kind]}: training stopped with exit code {status}; call ohem demo again to go on")
 

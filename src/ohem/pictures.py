@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,11 +75,13 @@ class DetectedPictures:
         folder: with the drawn pictures and detections.json.
         classes: names of the labels 1..C.
         detections: picture -> detections, in its pixels.
+        listing: what detections.json holds.
     """
 
     folder: Path
     classes: tuple[str, ...]
     detections: Mapping[Path, Detections]
+    listing: Mapping[str, Any]
 
 
 def detect_pictures(
@@ -118,8 +121,9 @@ def detect_pictures(
     found = run_detector(detector, spec, pictures.records, proposals, device=device, workers=workers, reporter=reporter)
     done = time.perf_counter()
     reporter.say(f"{done - start:.1f} s, {100 * (made - start) / (done - start):.0f} % of it making proposals")
-    _write(folder, pictures.records, found, classes)
-    return DetectedPictures(folder, classes, {record.path: found[record.id] for record in pictures.records})
+    listing = _write(folder, pictures.records, found, classes)
+    of_picture = {record.path: found[record.id] for record in pictures.records}
+    return DetectedPictures(folder, classes, of_picture, listing)
 
 
 def find_pictures(names: Sequence[str]) -> list[Path]:
@@ -168,7 +172,7 @@ def _as_dataset(paths: Sequence[Path], classes: tuple[str, ...]) -> DetectionDat
 
 def _write(
     folder: Path, records: Sequence[ImageRecord], found: Mapping[ImageId, Detections], classes: Sequence[str]
-) -> None:
+) -> dict[str, Any]:
     listing = []
     names = [record.path.name for record in records]
     for record in records:
@@ -200,3 +204,4 @@ def _write(
         listing.append({"image": str(record.path), "picture": drawn.name, "objects": objects})
     content = {"boxes": "x1 y1 x2 y2, pixels of the image, 0-based, half-open", "images": listing}
     write_atomically(folder / "detections.json", json.dumps(content, indent=1) + "\n")
+    return content

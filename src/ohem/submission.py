@@ -106,7 +106,7 @@ def submit(
     dataset = open_dataset([data], DataSpec(classes=classes), reporter, annotations="none")
     test_set = _test_set(server, dataset, test_set)
     if len(dataset) != _IMAGES.get(test_set, len(dataset)):
-        reporter.say(f"{dataset.name} has {len(dataset)} images, the server's {test_set} {_IMAGES[test_set]}")
+        reporter.warn(f"{dataset.name} has {len(dataset)} images, the server's {test_set} {_IMAGES[test_set]}")
     boxes = open_proposals(dataset, proposals, spec.given_proposals, workers, reporter)
     found = run_detector(detector, spec, dataset.records, boxes, device=device, workers=workers, reporter=reporter)
     if server == "voc12":
@@ -167,7 +167,7 @@ def _best(found: Mapping[ImageId, Detections], most: int, reporter: Reporter) ->
         kept[image_id] = Detections(one.boxes[order], one.scores[order], one.labels[order])
     left_out = sum(len(one.labels) - len(kept[image_id].labels) for image_id, one in found.items())
     if left_out:
-        reporter.say(f"left out {left_out} detections beyond the best {most} of their image, which do not count")
+        reporter.warn(f"left out {left_out} detections beyond the best {most} of their image, which do not count")
     return kept
 
 

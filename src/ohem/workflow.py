@@ -41,6 +41,9 @@ class Reporter(Protocol):
     def say(self, text: str) -> None:
         """One sentence for the user."""
 
+    def warn(self, text: str) -> None:
+        """One sentence about what was left out or is wrong; it is shown where nothing else is."""
+
     def progress(self, task: str, done: int, total: int) -> None:
         """``done`` of ``total`` pieces of ``task`` are finished."""
 
@@ -52,6 +55,9 @@ class _Silent:
     """A reporter that says nothing."""
 
     def say(self, text: str) -> None:
+        """Nothing."""
+
+    def warn(self, text: str) -> None:
         """Nothing."""
 
     def progress(self, task: str, done: int, total: int) -> None:
@@ -86,7 +92,7 @@ def open_dataset(
         progress=lambda done, total: reporter.progress("checking images", done, total),
     )
     for note in dataset.notes:
-        reporter.say(f"{dataset.name}: {note}")
+        reporter.warn(f"{dataset.name}: {note}")
     return dataset
 
 
@@ -321,9 +327,10 @@ def _train(
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What :func:`evaluate` measured, and the folder it was written to."""
+    """What :func:`evaluate` measured, and the folder it was written to; ``metrics`` is what ``metrics.json`` holds."""
 
     folder: Path
+    metrics: Mapping[str, Any]
     detections: Mapping[ImageId, Detections]
     voc07: VocResult
     voc12: VocResult
@@ -375,13 +382,9 @@ def evaluate(
         voc_result_paths(folder / "voc", dataset, split)  # refuses names before hours are spent
     boxes = open_proposals(dataset, proposals, spec.given_proposals, workers, reporter)
     found = run_detector(detector, spec, dataset.records, boxes, device=device, workers=workers, reporter=reporter)
-    result = Evaluation(
-        folder,
-        found,
-        evaluate_voc(dataset, found, method="voc07"),
-        evaluate_voc(dataset, found, method="area"),
-        evaluate_coco(dataset, found),
-    )
+    voc07 = evaluate_voc(dataset, found, method="voc07")
+    voc12 = evaluate_voc(dataset, found, method="area")
+    coco = evaluate_coco(dataset, found)
     save_coco_results(folder / "detections.json", dataset, found)
     if dataset.format == "voc":
         save_voc_results(folder / "voc", dataset, found, split)
@@ -394,12 +397,12 @@ def evaluate(
         "settings": spec.model_dump(
             mode="json", include={"image", "detection", "proposals" if spec.given_proposals else "rpn"}
         ),
-        "voc07": result.voc07.to_json(),
-        "voc12": result.voc12.to_json(),
-        "coco": result.coco.to_json(),
+        "voc07": voc07.to_json(),
+        "voc12": voc12.to_json(),
+        "coco": coco.to_json(),
     }
     write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    return result
+    return Evaluation(folder, metrics, found, voc07, voc12, coco)
 
 
 def run_detector(

@@ -1,7 +1,10 @@
 """The application that the commands join, and what it says when none is given."""
 
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Concatenate, ParamSpec
 
 import typer
 
@@ -30,6 +33,34 @@ NEXT = """[bold]ohem[/bold] trains region-based object detectors on hard example
   [cyan]ohem inspect[/cyan] runs/lite0 --data MY_DATA@train     annotations that are likely wrong
 
   [cyan]ohem COMMAND --help[/cyan] explains the rest."""
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as one JSON document, and only that.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the answer, and what was left out; no progress.")]
+
+_P = ParamSpec("_P")
+
+
+def command(name: str | None = None) -> Callable[[Callable[Concatenate[Console, _P], None]], Callable[..., None]]:
+    """Make a function a command, and give it what all have: a console as its first argument, and how that speaks.
+
+    The options of the command are the function's other parameters, with ``--json`` and ``--quiet`` after them.
+    """
+
+    def register(function: Callable[Concatenate[Console, _P], None]) -> Callable[..., None]:
+        @wraps(function)
+        def run(*args: Any, as_json: bool, quiet: bool, **kwargs: Any) -> None:
+            with Console(as_json=as_json, quiet=quiet) as console:
+                function(console, *args, **kwargs)
+
+        def shared(as_json: AsJson = False, quiet: Quiet = False) -> None: ...
+
+        of_function, of_all = (inspect.signature(each, eval_str=True).parameters for each in (function, shared))
+        run.__signature__ = inspect.Signature([*list(of_function.values())[1:], *of_all.values()])  # type: ignore[attr-defined]
+        run.__annotations__ = {}  # typer reads the signature
+        return app.command(name)(run)
+
+    return register
 
 
 @app.callback()

@@ -1,19 +1,21 @@
 """Commands on data and proposals, before training. Each says what it needs and calls one function."""
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from ohem.cli.app import app
+from ohem.cli.app import command
 from ohem.cli.options import BadBoxes, Classes, Data, DataArgument, OtherClasses, ProposalFiles, Workers, class_names
 from ohem.console import Console
 from ohem.errors import OhemError
 
 
-@app.command("data")
+@command("data")
 def get_data(
+    console: Console,
     name: Annotated[str | None, typer.Argument(help="One of the list that [cyan]ohem data[/cyan] prints.")] = None,
     folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Where to unpack it; made if missing.")] = None,
 ) -> None:
@@ -28,22 +30,25 @@ def get_data(
     from ohem.data.published import PUBLISHED, find_published
 
     if name is None:
+        fields = ("name", "what", "licence", "size", "hosts")
+        console.answer([{field: getattr(one, field) for field in fields} for one in PUBLISHED])
         for one in PUBLISHED:
-            typer.echo(f"{one.name:<18}{in_words(one.size):>8}  {one.what}")
-            typer.echo(f"{'':<28}{', '.join(one.hosts)}; {one.licence}")
+            console.result(f"{one.name:<18}{in_words(one.size):>8}  {one.what}")
+            console.result(f"{'':<28}{', '.join(one.hosts)}; {one.licence}")
         return
     published = find_published(name)
     if folder is None:
         raise OhemError(f"data: found no folder; allowed: ohem data {name} DIR")
-    with Console() as console:
-        arguments = get(published, folder, say=console.say, progress=console.progress)
-        console.say(f"{published.what}; to use:")
-        for argument in arguments:
-            console.say(f"  {argument}")
+    arguments = get(published, folder, say=console.say, progress=console.progress)
+    console.answer({"name": name, "folder": folder, "use": arguments})
+    console.result(f"{published.what}; to use:")
+    for argument in arguments:
+        console.result(f"  {argument}")
 
 
-@app.command()
+@command()
 def check(
+    console: Console,
     data: DataArgument,
     classes: Classes = None,
     other_classes: OtherClasses = "error",
@@ -58,13 +63,13 @@ def check(
     from ohem.data.check import load_checked, summary
     from ohem.data.sources import load_dataset
 
-    with Console() as console:
-        dataset = load_checked(
-            lambda: load_dataset(data, class_names(classes), other_classes=other_classes, bad_boxes=bad_boxes),
-            decode=True,
-            progress=lambda done, total: console.progress("decoding images", done, total),
-        )
+    dataset = load_checked(
+        lambda: load_dataset(data, class_names(classes), other_classes=other_classes, bad_boxes=bad_boxes),
+        decode=True,
+        progress=lambda done, total: console.progress("decoding images", done, total),
+    )
     found = summary(dataset)
+    console.answer({"name": dataset.name, **asdict(found)})
     console.table(
         dataset.name,
         ("", ""),
@@ -79,12 +84,13 @@ def check(
         ],
     )
     for note in found.notes:
-        console.say(note)
-    console.say("no faults")
+        console.warn(note)
+    console.result("no faults")
 
 
-@app.command()
+@command()
 def propose(
+    console: Console,
     data: DataArgument,
     mode: Annotated[Literal["fast", "quality"], typer.Option(help="Of selective search.")] = "fast",
     proposals: ProposalFiles = None,
@@ -99,19 +105,23 @@ def propose(
     [cyan]ohem propose VOC2007@test --proposals voc_2007_test.mat[/cyan]
     """
     from ohem.models.spec import ProposalSpec
+    from ohem.proposals.cache import ProposalCache
     from ohem.proposals.recall import proposal_recall
     from ohem.recipes.recipe import DataSpec
     from ohem.workflow import open_dataset, open_proposals
 
-    with Console() as console:
-        dataset = open_dataset(data, DataSpec(bad_boxes="drop"), console)
-        found = open_proposals(dataset, proposals or [], ProposalSpec(mode=mode), workers, console, cache=out)
-        heading, *rows = proposal_recall(dataset.records, found).rows()
+    dataset = open_dataset(data, DataSpec(bad_boxes="drop"), console)
+    found = open_proposals(dataset, proposals or [], ProposalSpec(mode=mode), workers, console, cache=out)
+    recall = proposal_recall(dataset.records, found)
+    file = found.path if isinstance(found, ProposalCache) else None
+    console.answer({"name": dataset.name, "images": len(dataset), "file": file, **recall.to_json()})
+    heading, *rows = recall.rows()
     console.table(f"recall of {dataset.name}", heading, rows)
 
 
-@app.command()
+@command()
 def harvest(
+    console: Console,
     run: Annotated[Path, typer.Argument(help="A run's folder, or a weights file.")],
     out: Annotated[Path, typer.Argument(help="The new proposal file, .json.")],
     data: Data,
@@ -129,20 +139,23 @@ def harvest(
     """
     from ohem.bootstrapping import harvest as harvest_working_set
 
-    with Console() as console:
-        harvest_working_set(
-            run,
-            data,
-            out,
-            proposals=proposals or [],
-            max_background=max_background,
-            workers=workers,
-            reporter=console,
-        )
+    kept = harvest_working_set(
+        run,
+        data,
+        out,
+        proposals=proposals or [],
+        max_background=max_background,
+        workers=workers,
+        reporter=console,
+    )
+    count = sum(map(len, kept.values()))
+    console.answer({"file": out, "images": len(kept), "proposals": count})
+    console.result(f"working set: {out}")
 
 
-@app.command()
+@command()
 def convert(
+    console: Console,
     source: Annotated[Path, typer.Argument(metavar="FILE.caffemodel", help="VGG16's or VGG_CNN_M_1024's weights.")],
     out: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The new file.")],
     classes: Annotated[
@@ -156,16 +169,18 @@ def convert(
     """
     from ohem.conversion import convert as convert_file
 
-    console = Console()
     found = convert_file(source, out, class_names(classes))
+    console.answer({"file": out, **asdict(found)})
     rows = [(name, " x ".join(map(str, shape)), math.prod(shape) + shape[0]) for name, shape in found.shapes.items()]
     console.table(found.network, ("layer", "weights", "parameters"), rows)
-    console.say(f"{len(rows)} layers, {sum(count for _, _, count in rows):,} parameters, biases included")
+    console.result(f"{len(rows)} layers, {sum(count for _, _, count in rows):,} parameters, biases included")
     if found.left_out:
         every = len(rows) + len(found.left_out)
-        console.say(f"{len(found.left_out)} of {every} layers with weights left out: {', '.join(found.left_out)}")
+        console.warn(f"{len(found.left_out)} of {every} layers with weights left out: {', '.join(found.left_out)}")
     if found.kind == "detector":
-        console.say(f"{len(found.classes)} classes: {', '.join(found.classes)}")
-        console.say(f"detector in {out}; next: ohem evaluate {out} --data DATA, ohem detect {out} IMAGES")
+        console.result(f"{len(found.classes)} classes: {', '.join(found.classes)}")
+        console.result(f"detector in {out}")
+        console.say(f"next: ohem evaluate {out} --data DATA, ohem detect {out} IMAGES")
     else:
-        console.say(f"backbone in {out}; next: ohem train {found.network} detector.backbone.weights={out} --data DATA")
+        console.result(f"backbone in {out}")
+        console.say(f"next: ohem train {found.network} detector.backbone.weights={out} --data DATA")

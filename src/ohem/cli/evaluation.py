@@ -5,13 +5,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from ohem.cli.app import app
+from ohem.cli.app import command
 from ohem.cli.options import BadBoxes, Data, Device, OtherClasses, ProposalFiles, Workers
 from ohem.console import Console
 
 
-@app.command()
+@command()
 def evaluate(
+    console: Console,
     run: Annotated[Path, typer.Argument(help="A run's folder, or a weights file.")],
     data: Data,
     overrides: Annotated[
@@ -35,20 +36,20 @@ def evaluate(
     """
     from ohem import workflow
 
-    with Console() as console:
-        result = workflow.evaluate(
-            run,
-            data,
-            proposals=proposals or [],
-            out=out,
-            weights=weights,
-            overrides=overrides or [],
-            other_classes=other_classes,
-            bad_boxes=bad_boxes,
-            device=device,
-            workers=workers,
-            reporter=console,
-        )
+    result = workflow.evaluate(
+        run,
+        data,
+        proposals=proposals or [],
+        out=out,
+        weights=weights,
+        overrides=overrides or [],
+        other_classes=other_classes,
+        bad_boxes=bad_boxes,
+        device=device,
+        workers=workers,
+        reporter=console,
+    )
+    console.answer({"folder": result.folder, **result.metrics})
     percent = [
         (name, f"{100 * a:.1f}", f"{100 * b:.1f}", count)
         for (name, a), (_, b), count in zip(
@@ -60,11 +61,12 @@ def evaluate(
     ]
     console.table("VOC AP at IoU 0.5, %", ("class", "11-point", "area", "objects"), percent)
     console.table("COCO, %", ("", ""), [(name, f"{100 * value:.1f}") for name, value in result.coco.numbers.items()])
-    console.say(f"metrics and detections are in {result.folder}")
+    console.result(f"metrics and detections are in {result.folder}")
 
 
-@app.command()
+@command()
 def submit(
+    console: Console,
     run: Annotated[Path, typer.Argument(help="A run's folder, or a weights file.")],
     server: Annotated[Literal["voc12", "coco"], typer.Argument(help="Whose classes and format.")],
     data: Annotated[
@@ -89,26 +91,29 @@ def submit(
     """
     from ohem import submission
 
-    with Console() as console:
-        made = submission.submit(
-            run,
-            server,
-            data,
-            proposals=proposals or [],
-            out=out,
-            name=name,
-            test_set=testset,
-            weights=weights,
-            overrides=overrides or [],
-            device=device,
-            workers=workers,
-            reporter=console,
-        )
-    console.say(f"{made.detections} detections in {made.images} images of {made.test_set}; to be sent: {made.archive}")
+    made = submission.submit(
+        run,
+        server,
+        data,
+        proposals=proposals or [],
+        out=out,
+        name=name,
+        test_set=testset,
+        weights=weights,
+        overrides=overrides or [],
+        device=device,
+        workers=workers,
+        reporter=console,
+    )
+    console.answer(made)
+    console.result(
+        f"{made.detections} detections in {made.images} images of {made.test_set}; to be sent: {made.archive}"
+    )
 
 
-@app.command()
+@command()
 def detect(
+    console: Console,
     run: Annotated[Path, typer.Argument(help="A run's folder, or a weights file.")],
     images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Files, folders, or globs in quotes.")],
     out: Annotated[Path | None, typer.Option(help="New folder for pictures and detections.json.")] = None,
@@ -123,9 +128,11 @@ def detect(
     """
     from ohem.pictures import detect_pictures
 
-    with Console() as console:
-        result = detect_pictures(
-            run, images, out=out, threshold=threshold, weights=weights, device=device, workers=workers, reporter=console
-        )
+    result = detect_pictures(
+        run, images, out=out, threshold=threshold, weights=weights, device=device, workers=workers, reporter=console
+    )
+    console.answer({"folder": result.folder, **result.listing})
     found = sum(len(one.labels) for one in result.detections.values())
-    console.say(f"{found} objects in {len(result.detections)} images: pictures and detections.json in {result.folder}")
+    console.result(
+        f"{found} objects in {len(result.detections)} images: pictures and detections.json in {result.folder}"
+    )

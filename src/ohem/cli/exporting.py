@@ -5,14 +5,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from ohem.cli.app import app
+from ohem.cli.app import command
 from ohem.cli.options import ProposalFiles
 from ohem.console import Console
 from ohem.errors import OhemError
 
 
-@app.command()
+@command()
 def export(
+    console: Console,
     run: Annotated[Path, typer.Argument(help="A run's folder, or a weights file.")],
     onnx: Annotated[Path | None, typer.Option(help="A new ONNX file.")] = None,
     safetensors: Annotated[Path | None, typer.Option(help="A new folder: weights and a model card.")] = None,
@@ -40,15 +41,16 @@ def export(
         return
     from ohem.onnx_export import BOX_BAR, SCORE_BAR, check_onnx, export_onnx
 
-    with Console() as console:
-        path = export_onnx(run, onnx, weights=weights)
-        console.say(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
-        if not data:
-            return
-        found = check_onnx(run, path, data, proposals or [], images=check, weights=weights, reporter=console)
+    path = export_onnx(run, onnx, weights=weights)
+    console.result(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    if not data:
+        console.answer({"file": path, "check": None})
+        return
+    found = check_onnx(run, path, data, proposals or [], images=check, weights=weights, reporter=console)
     differences = f"{found.unmatched} in one of the two alone, boxes {found.box:.2g} px apart, scores {found.score:.2g}"
     if found.at_limit:
         differences += f" (and {found.at_limit} with the score at which the limit of detections cuts)"
     if not found.equal:
         raise OhemError(f"{path}: found {differences}; allowed: 0, {BOX_BAR:g} px and {SCORE_BAR:g}")
-    console.say(f"{found.images} images, {found.detections} detections: {differences}")
+    console.answer({"file": path, "check": found})
+    console.result(f"{found.images} images, {found.detections} detections: {differences}")

@@ -5,13 +5,14 @@ from typing import Annotated
 
 import typer
 
-from ohem.cli.app import app
+from ohem.cli.app import command
 from ohem.cli.options import BadBoxes, Data, Device, OtherClasses, ProposalFiles, Workers
 from ohem.console import Console
 
 
-@app.command()
+@command()
 def report(
+    console: Console,
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs; the others are compared with the first.")],
     data: Annotated[
         list[str] | None, typer.Option("--data", help="What they were evaluated on, where they do not say.")
@@ -30,15 +31,16 @@ def report(
     """
     from ohem.report.report import make_report
 
-    with Console() as console:
-        page = make_report(
-            runs, data=data or [], out=out, most_images=images, device=device, workers=workers, reporter=console
-        )
-    console.say(f"page: {page}")
+    page = make_report(
+        runs, data=data or [], out=out, most_images=images, device=device, workers=workers, reporter=console
+    )
+    console.answer({"page": page})
+    console.result(f"page: {page}")
 
 
-@app.command("inspect")
+@command("inspect")
 def inspect_data(
+    console: Console,
     run: Annotated[Path, typer.Argument(help="A run's folder, or a weights file.")],
     data: Data,
     proposals: ProposalFiles = None,
@@ -59,21 +61,21 @@ def inspect_data(
     from ohem.report.inspection import inspect_annotations
     from ohem.report.suspects import KINDS
 
-    with Console() as console:
-        found = inspect_annotations(
-            run,
-            data,
-            proposals=proposals or [],
-            out=out,
-            shown=shown,
-            history=history,
-            other_classes=other_classes,
-            bad_boxes=bad_boxes,
-            device=device,
-            workers=workers,
-            reporter=console,
-        )
+    found = inspect_annotations(
+        run,
+        data,
+        proposals=proposals or [],
+        out=out,
+        shown=shown,
+        history=history,
+        other_classes=other_classes,
+        bad_boxes=bad_boxes,
+        device=device,
+        workers=workers,
+        reporter=console,
+    )
     top = found.suspects[:shown]
-    rows = [(kind, sum(one.kind == kind for one in top)) for kind in KINDS]
-    console.table("suspects", ("", f"of the first {len(top)}"), rows)
-    console.say(f"suspects.html, suspects.csv, suspects.json (COCO) are in {found.folder}")
+    kinds = {kind: sum(one.kind == kind for one in top) for kind in KINDS}
+    console.answer({"folder": found.folder, "suspects": len(found.suspects), "shown": len(top), "kinds": kinds})
+    console.table("suspects", ("", f"of the first {len(top)}"), kinds.items())
+    console.result(f"suspects.html, suspects.csv, suspects.json (COCO) are in {found.folder}")

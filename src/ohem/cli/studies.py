@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ohem.cli.app import app
+from ohem.cli.app import command
 from ohem.cli.options import Classes, Device, Workers, class_names
 from ohem.console import Console
 
@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from ohem.studies.report import Report
 
 
-@app.command()
+@command()
 def reproduce(
+    console: Console,
     target: Annotated[str, typer.Argument(help="table1 to table6, figure3, claims, rivals, or joins.")],
     scale: Annotated[Literal["mini", "full"], typer.Option(help="One small network, or the paper's.")] = "mini",
     data: Annotated[
@@ -44,30 +45,35 @@ def reproduce(
     [cyan]ohem reproduce table3 --scale full --data DIR --seeds 1 --shard 0/4[/cyan]
     """
     from ohem.studies import reproduce as study
+    from ohem.studies.report import to_json
     from ohem.studies.runner import duration
     from ohem.studies.workshop import Workshop
 
     sharing = study.Sharing.parse(shard)
-    with Console() as console:
-        opened = study.open_study(
-            target, scale, out, data=data, test=test, coco=coco, classes=class_names(classes) or (), recipe=recipe
-        )
-        workshop = Workshop(opened, out, console, device, workers)
-        for folder in collect or []:
-            console.say(f"{folder}: {workshop.results.collect(folder)} results taken over")
-        jobs, progress = study.plan(workshop, target, seeds, sharing)
-        left = "" if progress.seconds is None else f", about {duration(progress.seconds)} of one process"
-        console.say(f"{target}: {progress.done} of {len(jobs)} jobs done, {len(progress.left)} left{left}")
-        if plan:
-            console.table("left to run", ("", ""), [(job.name, "") for job in progress.left])
-            return
-        try:
-            report, page = study.reproduce(workshop, target, seeds, sharing)
-        except KeyboardInterrupt:
-            console.say(f"stopped; the same command goes on from {out}")
-            raise typer.Exit(130) from None
+    opened = study.open_study(
+        target, scale, out, data=data, test=test, coco=coco, classes=class_names(classes) or (), recipe=recipe
+    )
+    workshop = Workshop(opened, out, console, device, workers)
+    for folder in collect or []:
+        console.say(f"{folder}: {workshop.results.collect(folder)} results taken over")
+    jobs, progress = study.plan(workshop, target, seeds, sharing)
+    left = "" if progress.seconds is None else f", about {duration(progress.seconds)} of one process"
+    told = f"{target}: {progress.done} of {len(jobs)} jobs done, {len(progress.left)} left{left}"
+    if plan:
+        left_names = [job.name for job in progress.left]
+        console.answer({"jobs": len(jobs), "done": progress.done, "left": left_names, "seconds": progress.seconds})
+        console.result(told)
+        console.table("left to run", ("", ""), [(name, "") for name in left_names])
+        return
+    console.say(told)
+    try:
+        report, page = study.reproduce(workshop, target, seeds, sharing)
+    except KeyboardInterrupt:
+        console.warn(f"stopped; the same command goes on from {out}")
+        raise typer.Exit(130) from None
+    console.answer({"page": page, **to_json(report)})
     _print_report(report, console)
-    console.say(f"page: {page}, numbers: {page.with_suffix('.json')}")
+    console.result(f"page: {page}, numbers: {page.with_suffix('.json')}")
 
 
 def _print_report(report: "Report", console: Console) -> None:
@@ -78,15 +84,16 @@ def _print_report(report: "Report", console: Console) -> None:
     if report.costs:
         console.table("table2: cost of a training step", COST_HEADER, report.costs)
     for each in report.judgements:
-        console.say(f"{each.claim.id} {each.verdict}: {each.claim.statement}")
+        console.result(f"{each.claim.id} {each.verdict}: {each.claim.statement}")
         for label, value in each.evidence.measured:
-            console.say(f"    {label}: {value}")
+            console.result(f"    {label}: {value}")
     for name, why in report.not_run:
-        console.say(f"not run: {name}: {why}")
+        console.result(f"not run: {name}: {why}")
 
 
-@app.command()
+@command()
 def compare(
+    console: Console,
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Evaluated runs; the first one's arm is the base.")
     ],
@@ -98,9 +105,10 @@ def compare(
     from ohem.studies.compare import METRICS
     from ohem.studies.compare import compare as compare_runs
 
-    found, console = compare_runs(runs), Console()
+    found = compare_runs(runs)
+    console.answer(found)
     for warning in found.warnings:
-        console.say(f"warning: {warning}")
+        console.warn(f"warning: {warning}")
     for i, arm in enumerate(found.arms):
         rows: list[tuple[str, ...]] = []
         for metric in METRICS:

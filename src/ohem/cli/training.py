@@ -5,14 +5,16 @@ from typing import Annotated
 
 import typer
 
-from ohem.cli.app import app
+from ohem.cli.app import command
 from ohem.cli.options import DATA_HELP, Device, ProposalFiles, Workers
 from ohem.console import Console
 from ohem.errors import OhemError
 
 
-@app.command()
-def recipes(name: Annotated[str | None, typer.Argument(help="Print this one, complete.")] = None) -> None:
+@command()
+def recipes(
+    console: Console, name: Annotated[str | None, typer.Argument(help="Print this one, complete.")] = None
+) -> None:
     """List the built-in recipes, or print one with every field, to be changed and saved as your own.
 
     Example: [cyan]ohem recipes lite0 > mine.yaml[/cyan]
@@ -20,11 +22,15 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this one, com
     from ohem.recipes.files import built_in_recipes
     from ohem.recipes.recipe import dump_recipe, load_recipe
 
-    typer.echo("\n".join(built_in_recipes()) if name is None else dump_recipe(load_recipe(name)).rstrip())
+    recipe = None if name is None else load_recipe(name)
+    console.answer(recipe.model_dump(mode="json") if recipe else built_in_recipes())
+    for line in dump_recipe(recipe).splitlines() if recipe else built_in_recipes():
+        console.result(line)
 
 
-@app.command()
+@command()
 def train(
+    console: Console,
     recipe: Annotated[str | None, typer.Argument(help="A built-in recipe (ohem recipes) or a YAML file.")] = None,
     overrides: Annotated[
         list[str] | None,
@@ -59,36 +65,40 @@ def train(
         )
     from ohem import workflow
     from ohem.recipes.recipe import load_recipe
-    from ohem.training.run import Sources
+    from ohem.training.processes import is_first
+    from ohem.training.run import Run, Sources
 
     given = Sources(*(tuple(names or ()) for names in (data, val, proposals, val_proposals)))
-    with Console() as console:
-        if resume is not None:
-            folder, finished = (
-                resume,
-                workflow.resume(
-                    resume, moved=given, device=device, workers=workers, tensorboard=tensorboard, reporter=console
-                ),
-            )
-        else:
-            folder, finished = workflow.train(
-                load_recipe(str(recipe), overrides or []),
-                given,
-                folder=run,
-                name=Path(str(recipe)).stem,
-                device=device,
-                workers=workers,
-                reporter=console,
-                tensorboard=tensorboard,
-            )
+    if resume is not None:
+        folder = resume
+        finished = workflow.resume(
+            resume, moved=given, device=device, workers=workers, tensorboard=tensorboard, reporter=console
+        )
+    else:
+        folder, finished = workflow.train(
+            load_recipe(str(recipe), overrides or []),
+            given,
+            folder=run,
+            name=Path(str(recipe)).stem,
+            device=device,
+            workers=workers,
+            reporter=console,
+            tensorboard=tensorboard,
+        )
+    if not is_first():
+        raise typer.Exit(0 if finished else 130)
+    measured = [record for record in Run(folder).log() if record["kind"] == "validation"]
+    console.answer({"folder": folder, "finished": finished, "validation": measured[-1] if measured else None})
     if not finished:
-        console.say(f"stopped and saved; go on with: ohem train --resume {folder}")
+        console.result(f"stopped and saved; go on with: ohem train --resume {folder}")
         raise typer.Exit(130)
-    console.say(f"done: {folder}; next: ohem evaluate {folder} --data DATA, ohem detect {folder} IMAGES")
+    console.result(f"done: {folder}")
+    console.say(f"next: ohem evaluate {folder} --data DATA, ohem detect {folder} IMAGES")
 
 
-@app.command()
+@command()
 def demo(
+    console: Console,
     out: Annotated[Path, typer.Option(help="Folder for data, runs and pictures.")] = Path("demo"),
     iterations: Annotated[int, typer.Option(min=1, help="Steps of each of the two trainings.")] = 300,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -100,7 +110,11 @@ def demo(
     from ohem.comparison import HEADER
     from ohem.demo import run_demo
 
-    with Console() as console:
-        arms = run_demo(out, iterations=iterations, seed=seed, reporter=console)
+    arms = run_demo(out, iterations=iterations, seed=seed, reporter=console, quiet=console.quiet)
+    measured = [
+        {"name": arm.name, "voc07": arm.voc.to_json(), "loss_train": arm.loss_train, "loss_test": arm.loss_test}
+        for arm in arms
+    ]
+    console.answer({"folder": out, "arms": measured})
     console.table("\nthe same start, the same images, another sampler", HEADER, [arm.row() for arm in arms])
-    console.say(f"curves.png, precision_recall.png, detections.png, hardest.png in {out}")
+    console.result(f"curves.png, precision_recall.png, detections.png, hardest.png in {out}")

@@ -1,15 +1,14 @@
 """The command that follows a training from another terminal. It says what it needs and calls one function."""
 
-import json
 import time
-from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ohem.cli.app import app
+from ohem.cli.app import command
+from ohem.console import Console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,29 +16,31 @@ if TYPE_CHECKING:
     from ohem.watching import Snapshot
 
 
-@app.command()
+@command()
 def watch(
+    console: Console,
     run: Annotated[Path, typer.Argument(help="A run's folder; it may be training, finished or killed.")],
     once: Annotated[bool, typer.Option("--once", help="Print how it stands, and end.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print how it stands as one JSON document, and end.")] = False,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
 ) -> None:
     """Follow a training from another terminal, until it is finished or Ctrl-C. Reads the run's log; writes nothing.
 
+    With --json, as with --once, it prints how the run stands, and ends.
+
     Examples: [cyan]ohem watch runs/lite0[/cyan], [cyan]ohem watch runs/lite0 --once[/cyan]
     """
-    from rich.console import Console
+    from rich.console import Console as Terminal
     from rich.live import Live
 
     from ohem.watching import Watcher
 
-    watcher, console = Watcher(run), Console(highlight=False)
-    if as_json:
-        typer.echo(json.dumps(asdict(watcher.look())))
-    elif once or not console.is_terminal:
-        console.print(_view(watcher.look()))
+    watcher, terminal = Watcher(run), Terminal(highlight=False)
+    if console.as_json:
+        console.answer(watcher.look())
+    elif once or not terminal.is_terminal:
+        terminal.print(_view(watcher.look()))
     else:
-        with Live(_view(found := watcher.look()), console=console, auto_refresh=False) as live:
+        with Live(_view(found := watcher.look()), console=terminal, auto_refresh=False) as live:
             try:
                 while found.state != "finished":
                     time.sleep(every)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,17 @@ class RecallTable:
     recall: NDArray[np.float64]
     objects: NDArray[np.int64]
     mean_proposals: NDArray[np.float64]
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as nested lists, in the order of the axes; recall is NaN where there are no objects."""
+        return {
+            "ious": list(self.ious),
+            "counts": list(self.counts),
+            "areas": list(AREAS),
+            "recall": self.recall.tolist(),
+            "objects": self.objects.tolist(),
+            "mean_proposals": self.mean_proposals.tolist(),
+        }
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table for people: a heading, a row for each number of proposals, then the numbers of objects."""

@@ -151,7 +151,7 @@ def run_jobs(jobs: Sequence[Job], workshop: Workshop) -> dict[str, str]:
             run_job(job, workshop)
         except OhemError as error:
             not_run[job.name] = str(error)
-            workshop.reporter.say(f"{job.name}: not run: {error}")
+            workshop.reporter.warn(f"{job.name}: not run: {error}")
     return not_run
 
 

@@ -161,6 +161,11 @@ def _others_alive() -> Iterator[None]:
         ) from error
 
 
+def is_first() -> bool:
+    """Whether this process is the one that speaks: alone, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT")
 
 ALONE = Processes()

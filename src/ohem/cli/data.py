@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from ohem.cli.app import command
+from ohem.cli.completion import published_names
 from ohem.cli.options import BadBoxes, Classes, Data, DataArgument, OtherClasses, ProposalFiles, Workers, class_names
 from ohem.console import Console
 from ohem.errors import OhemError
@@ -16,7 +17,10 @@ from ohem.errors import OhemError
 @command("data")
 def get_data(
     console: Console,
-    name: Annotated[str | None, typer.Argument(help="One of the list that [cyan]ohem data[/cyan] prints.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="One of the list that [cyan]ohem data[/cyan] prints.", autocompletion=published_names),
+    ] = None,
     folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Where to unpack it; made if missing.")] = None,
 ) -> None:
     """Get the data of the paper: images, annotations, published proposals and weights. Alone: list what there is.

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from ohem.cli.app import command
-from ohem.cli.options import BadBoxes, Data, Device, OtherClasses, ProposalFiles, Workers
+from ohem.cli.options import BadBoxes, Data, Device, OtherClasses, ProposalFiles, UseFields, Workers
 from ohem.console import Console
 
 
@@ -15,10 +15,7 @@ def evaluate(
     console: Console,
     run: Annotated[Path, typer.Argument(help="A run's folder, or a weights file.")],
     data: Data,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[FIELD=VALUE]...", help="detection.refine=0.05, image.test_scales=\\[480,576]"),
-    ] = None,
+    overrides: UseFields = None,
     proposals: ProposalFiles = None,
     out: Annotated[Path | None, typer.Option(help="New folder for metrics and detections; default in the run.")] = None,
     weights: Annotated[Literal["best", "last"], typer.Option(help="best: on the validation split, if any.")] = "best",
@@ -72,10 +69,7 @@ def submit(
     data: Annotated[
         str, typer.Option(help="The test set: VOC2012@test, or coco@test-dev2015. Annotations: none needed.")
     ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[FIELD=VALUE]...", help="detection.refine=0.05, image.test_scales=\\[480,576]"),
-    ] = None,
+    overrides: UseFields = None,
     proposals: ProposalFiles = None,
     out: Annotated[Path | None, typer.Option(help="New folder; default in the run.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the method, at the server; default: the run's.")] = None,

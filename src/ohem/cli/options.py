@@ -4,12 +4,22 @@ from typing import Annotated, Literal
 
 import typer
 
+from ohem.cli.completion import use_fields
+
 DATA_HELP = "A VOC, COCO or YOLO folder, or COCO JSON file, and after it, if anything, @SPLIT. Repeat to join several."
 PROPOSALS_HELP = "Proposal file (.mat, .json, .sqlite); repeat for several. Without: selective search, made and kept."
 
 Data = Annotated[list[str], typer.Option("--data", help=DATA_HELP)]
 DataArgument = Annotated[list[str], typer.Argument(metavar="DATA...", help=DATA_HELP)]
 ProposalFiles = Annotated[list[str] | None, typer.Option("--proposals", help=PROPOSALS_HELP)]
+UseFields = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[FIELD=VALUE]...",
+        help="detection.refine=0.05, image.test_scales=\\[480,576]",
+        autocompletion=use_fields,
+    ),
+]
 Classes = Annotated[str | None, typer.Option(help="Class names in order, with commas between; default: the data's.")]
 OtherClasses = Annotated[
     Literal["error", "drop"], typer.Option(help="Objects of classes not in the list: refuse, or leave out and count.")

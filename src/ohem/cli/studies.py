@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ohem.cli.app import command
+from ohem.cli.completion import recipe_names, targets
 from ohem.cli.options import Classes, Device, Workers, class_names
 from ohem.console import Console
 
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 @command()
 def reproduce(
     console: Console,
-    target: Annotated[str, typer.Argument(help="table1 to table6, figure3, claims, rivals, or joins.")],
+    target: Annotated[
+        str, typer.Argument(help="table1 to table6, figure3, claims, rivals, or joins.", autocompletion=targets)
+    ],
     scale: Annotated[Literal["mini", "full"], typer.Option(help="One small network, or the paper's.")] = "mini",
     data: Annotated[
         str | None,
@@ -27,7 +30,10 @@ def reproduce(
     test: Annotated[str | None, typer.Option(help="mini: the test images, where --data is one split.")] = None,
     coco: Annotated[str | None, typer.Option(help="mini: a cluttered COCO set, for table5, C9 and C12.")] = None,
     classes: Classes = None,
-    recipe: Annotated[str | None, typer.Option(help="mini: what all trainings share; default: mini.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="mini: what all trainings share; default: mini.", autocompletion=recipe_names),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each row.")] = 5,
     out: Annotated[Path, typer.Option(help="Results, runs and pages.")] = Path("reproduce"),
     shard: Annotated[str, typer.Option(metavar="I/N", help="Run this part of N; give each machine its own.")] = "0/1",

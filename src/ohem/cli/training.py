@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ohem.cli.app import command
+from ohem.cli.completion import recipe_fields, recipe_names
 from ohem.cli.options import DATA_HELP, Device, ProposalFiles, Workers
 from ohem.console import Console
 from ohem.errors import OhemError
@@ -13,7 +14,8 @@ from ohem.errors import OhemError
 
 @command()
 def recipes(
-    console: Console, name: Annotated[str | None, typer.Argument(help="Print this one, complete.")] = None
+    console: Console,
+    name: Annotated[str | None, typer.Argument(help="Print this one, complete.", autocompletion=recipe_names)] = None,
 ) -> None:
     """List the built-in recipes, or print one with every field, to be changed and saved as your own.
 
@@ -31,10 +33,16 @@ def recipes(
 @command()
 def train(
     console: Console,
-    recipe: Annotated[str | None, typer.Argument(help="A built-in recipe (ohem recipes) or a YAML file.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(help="A built-in recipe (ohem recipes) or a YAML file.", autocompletion=recipe_names)
+    ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[FIELD=VALUE]...", help="sampler=random, optimizer.lr=0.01, iterations=500"),
+        typer.Argument(
+            metavar="[FIELD=VALUE]...",
+            help="sampler=random, optimizer.lr=0.01, iterations=500",
+            autocompletion=recipe_fields,
+        ),
     ] = None,
     data: Annotated[list[str] | None, typer.Option("--data", help=DATA_HELP)] = None,
     val: Annotated[list[str] | None, typer.Option(help="Measure on this during training.")] = None,

@@ -71,7 +71,8 @@ def test_answers_name_what_was_made(runs: Path, capsys: pytest.CaptureFixture[st
     assert inspected["shown"] == sum(inspected["kinds"].values()) == 5
     assert (Path(inspected["folder"]) / "suspects.csv").is_file()
     exported = answer(capsys, "export", "hard", "--onnx", "hard.onnx", "--data", "data@test", "--check", 2)
-    assert (exported["file"], exported["check"]["images"]) == ("hard.onnx", 2)
+    assert (exported["onnx"], exported["check"]["images"], exported["card"]) == ("hard.onnx", 2, None)
+    assert Path(answer(capsys, "export", "hard", "--safetensors", "released")["card"]).is_file()
     harvested = answer(capsys, "harvest", "hard", "boxes.json", "--data", "data@train", "--workers", 0)
     assert harvested == {"file": "boxes.json", "images": 6, "proposals": len(read("boxes.json"))}
 

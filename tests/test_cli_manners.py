@@ -31,6 +31,18 @@ def test_ohem_alone_says_what_to_do_with_the_newest_runs(tmp_path: Path, monkeyp
     assert len(next_of_runs(Path("runs"), most=1)) == 3
 
 
+def make_split(folder: Path) -> None:
+    """Data sets of three forms, as far as the names of their splits: each has ``train`` alone."""
+    (folder / "voc/ImageSets/Main").mkdir(parents=True)
+    (folder / "voc/Annotations").mkdir()
+    (folder / "voc/JPEGImages").mkdir()
+    (folder / "voc/ImageSets/Main/train.txt").write_text("1")
+    (folder / "yolo").mkdir()
+    (folder / "yolo/data.yaml").write_text("train: images\nnames: [cat]\n")
+    (folder / "coco/annotations").mkdir(parents=True)
+    (folder / "coco/annotations/instances_train.json").write_text("{}")
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -40,11 +52,28 @@ def test_ohem_alone_says_what_to_do_with_the_newest_runs(tmp_path: Path, monkeyp
         (["train", "lite", "--data", "data"], "did you mean lite0?"),
         (["train", "lite0", "optimzer.lr=1", "--data", "data"], "did you mean optimizer?"),
         (["train", "lite0", "sampler.nms_io=0.5", "--data", "data"], "did you mean nms_iou?"),
+        (
+            ["train", "lite0", "sampler=hardest", "--data", "data"],
+            "kind: found 'hardest' (did you mean hard?); allowed",
+        ),
+        (["train", "lite0", "detector=fasterrcnn_resnet50_fnp", "--data", "data"], "mean fasterrcnn_resnet50_fpn?"),
+        (["train", "lite0", "schedule.kind=cosin", "--data", "data"], "found 'cosin' (did you mean cosine?); allowed"),
+        (["train", "lite0", "iterations=hard", "--data", "data"], "iterations: found 'hard'; allowed: "),
+        (["reproduce", "tabel1"], "did you mean table1?"),
+        (["check", "voc@tain"], "found no such split (did you mean train?); allowed: train"),
+        (["check", "yolo@tain"], "found no split 'tain' (did you mean train?); allowed"),
+        (["check", "coco@tain"], "found no plain choice for tain (did you mean train?); allowed"),
     ],
 )
 def test_mistyped_names_are_answered_with_the_nearest_and_exit_code_2(
-    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_split(tmp_path)
     assert ohem(*arguments) == 2
     told, complaint = capsys.readouterr()
     assert expected in complaint

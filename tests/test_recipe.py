@@ -218,7 +218,10 @@ def test_settings_that_a_detector_has_not_are_refused() -> None:
             ["detector=maskrcnn_resnet50_fpn"],
             "detector.kind: found 'maskrcnn_resnet50_fpn'; allowed: fasterrcnn_.*masks",
         ),
-        (["detector=fasterrcnn_resnet5"], "detector.kind: found 'fasterrcnn_resnet5'; allowed: .*built-in recipe"),
+        (
+            ["detector=fasterrcnn_resnet5"],
+            "detector.kind: found 'fasterrcnn_resnet5' .did you mean fasterrcnn_resnet50_fpn.*built-in recipe",
+        ),
         ([*theirs, "detector.head.fc=[64]"], "detector.head: found an unknown field; allowed: kind, weights, freeze"),
         (
             [*theirs, "detector.rpn.anchor_sizes=[8]"],

@@ -1,7 +1,7 @@
 """The command that hands a detector on."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -9,6 +9,9 @@ from ohem.cli.app import command
 from ohem.cli.options import ProposalFiles
 from ohem.console import Console
 from ohem.errors import OhemError
+
+if TYPE_CHECKING:
+    from ohem.onnx_export import Agreement
 
 
 @command()
@@ -30,27 +33,37 @@ def export(
     """
     if onnx is None and safetensors is None:
         raise OhemError("ohem export: found no form; allowed: --onnx FILE, --safetensors FOLDER, or both")
+    card = found = None
     if safetensors is not None:
         from ohem.model_card import export_weights
 
-        with Console() as console:
-            console.say(
-                f"{export_weights(run, safetensors, weights=weights)}: the card; weights.safetensors is beside it"
-            )
-    if onnx is None:
-        return
+        card = export_weights(run, safetensors, weights=weights)
+        console.result(f"{card}: the card; weights.safetensors is beside it")
+    if onnx is not None:
+        found = _export_onnx(console, run, onnx, data or [], proposals or [], check, weights)
+    console.answer({"onnx": onnx, "check": found, "card": card})
+
+
+def _export_onnx(
+    console: Console,
+    run: Path,
+    onnx: Path,
+    data: list[str],
+    proposals: list[str],
+    check: int,
+    weights: Literal["best", "last"],
+) -> "Agreement | None":
     from ohem.onnx_export import BOX_BAR, SCORE_BAR, check_onnx, export_onnx
 
     path = export_onnx(run, onnx, weights=weights)
     console.result(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     if not data:
-        console.answer({"file": path, "check": None})
-        return
-    found = check_onnx(run, path, data, proposals or [], images=check, weights=weights, reporter=console)
+        return None
+    found = check_onnx(run, path, data, proposals, images=check, weights=weights, reporter=console)
     differences = f"{found.unmatched} in one of the two alone, boxes {found.box:.2g} px apart, scores {found.score:.2g}"
     if found.at_limit:
         differences += f" (and {found.at_limit} with the score at which the limit of detections cuts)"
     if not found.equal:
         raise OhemError(f"{path}: found {differences}; allowed: 0, {BOX_BAR:g} px and {SCORE_BAR:g}")
-    console.answer({"file": path, "check": found})
     console.result(f"{found.images} images, {found.detections} detections: {differences}")
+    return found

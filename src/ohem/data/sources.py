@@ -23,7 +23,7 @@ from ohem.data.dataset import DetectionDataset
 from ohem.data.rules import AnnotationError, Annotations, BadBoxes, OtherClasses, Picture, listed
 from ohem.data.voc import label_voc, scan_voc, voc_class_list, voc_splits
 from ohem.data.yolo import read_yolo, yolo_splits
-from ohem.errors import DataError, Fault, OhemError
+from ohem.errors import DataError, Fault, OhemError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,8 @@ def _yolo(path: Path, split: str | None) -> YoloSource:
         return YoloSource(path, str(split))
     if split is None and len(splits) == 1:
         return YoloSource(path, splits[0])
-    found = f"no split {split!r}" if split is not None else f"{len(splits)} splits and none named"
+    named = f"no split {split!r}{did_you_mean(split, splits)}" if split is not None else None
+    found = named or f"{len(splits)} splits and none named"
     allowed = _with(path, splits) or "one of the keys train, val, test"
     raise OhemError(f"{path}: found {found}; allowed: {allowed}")
 
@@ -262,7 +263,8 @@ def _coco_folder(path: Path, split: str | None, prefix: str) -> CocoSource:
         return _coco_file(files[0], split)
     if standard or files:
         choices = _with(path, list(standard)) if standard else listed([str(file) for file in files])
-        raise OhemError(f"{path}: found no plain choice for {split or 'a source without @SPLIT'}; allowed: {choices}")
+        wanted = f"{split}{did_you_mean(split, standard)}" if split else "a source without @SPLIT"
+        raise OhemError(f"{path}: found no plain choice for {wanted}; allowed: {choices}")
     inner = [child for child in sorted(path.iterdir()) if (child / "Annotations").is_dir()]
     hint = f"; did you mean {listed([str(child) for child in inner])}?" if inner else ""
     raise OhemError(

@@ -49,7 +49,7 @@ from ohem.data.rules import (
     path_inside,
     quoted,
 )
-from ohem.errors import DataError, Fault, OhemError
+from ohem.errors import DataError, Fault, OhemError, did_you_mean
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -302,7 +302,9 @@ def _split_ids(root: Path, split: str, faults: list[Fault], wanted: str, exists:
     """The IDs in a split file; ``exists`` tells whether an ID's file, in the form ``wanted``, is there."""
     path = root / "ImageSets" / "Main" / f"{split}.txt"
     if not is_file(path):
-        raise OhemError(f"{path}: found no such split; allowed: {listed(voc_splits(root)) or 'none is there'}")
+        there = voc_splits(root)
+        hint = did_you_mean(split, there)
+        raise OhemError(f"{path}: found no such split{hint}; allowed: {listed(there) or 'none is there'}")
     first_line: dict[str, int] = {}
     for number, line in enumerate(_read_text(path).splitlines(), start=1):
         if not line.strip():

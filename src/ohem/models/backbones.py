@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from ohem.errors import OhemError
+from ohem.errors import OhemError, did_you_mean
 from ohem.losses import at_least_float32
 from ohem.models.spec import BackboneSpec
 
@@ -161,8 +161,9 @@ class TimmBackbone(Backbone):
         try:
             probe: Any = timm.create_model(name, features_only=True, pretrained=False)
         except (RuntimeError, AttributeError, ValueError) as error:
+            hint = did_you_mean(name, ["vgg16", "vgg_cnn_m_1024", *timm.list_models()])
             raise OhemError(
-                f"detector.backbone.name: found {name!r}; allowed: vgg16, vgg_cnn_m_1024, or a timm model with"
+                f"detector.backbone.name: found {name!r}{hint}; allowed: vgg16, vgg_cnn_m_1024, or a timm model with"
                 f" feature maps ({error})"
             ) from error
         reductions = probe.feature_info.reduction()

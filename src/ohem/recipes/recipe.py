@@ -1,6 +1,7 @@
 """One typed recipe. Unknown fields and wrong values are refused, with the allowed ones named."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -67,7 +68,10 @@ def _named_detector(value: Any) -> Any:
             f"kind: found {kind!r}; allowed: {', '.join(TORCHVISION_KINDS)}; masks and keypoints are not read from data"
             " sets here, but ohem.use_sampler takes such models in a training script of yours"
         )
-    raise ValueError(f"kind: found {kind!r}; allowed: {', '.join(TORCHVISION_KINDS)}, or the name of a built-in recipe")
+    hint = did_you_mean(str(kind), [*TORCHVISION_KINDS, *built_in_recipes()])
+    raise ValueError(
+        f"kind: found {kind!r}{hint}; allowed: {', '.join(TORCHVISION_KINDS)}, or the name of a built-in recipe"
+    )
 
 
 DetectorField = Annotated[AnyDetectorSpec, BeforeValidator(_named_detector)]
@@ -323,7 +327,9 @@ def _explain(error: Any, model: type[Spec]) -> str:
     if error["type"] == "value_error":
         message = str(error["ctx"]["error"])
         return f"{where}.{message}" if where else message
-    return f"{where}: found {quoted(error['input'])}; allowed: {error['msg'].removeprefix('Input should be ')}"
+    allowed = error["msg"].removeprefix("Input should be ")
+    hint = did_you_mean(str(error["input"]), re.findall("'(.*?)'", allowed)) if error["type"] == "literal_error" else ""
+    return f"{where}: found {quoted(error['input'])}{hint}; allowed: {allowed}"
 
 
 def _fields_at(model: type[Spec], location: Sequence[str | int]) -> list[str]:

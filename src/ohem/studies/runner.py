@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from ohem.errors import OhemError
+from ohem.errors import OhemError, did_you_mean
 from ohem.studies.claims import CLAIMS
 from ohem.studies.jobs import CostJob, Job, NeglectJob, TrainJob, TuneJob, UseJob, run_job, settings_digest
 from ohem.studies.plan import Study
@@ -27,7 +27,8 @@ def needs_of(study: Study, target: str) -> list[str]:
         OhemError: there is no such target.
     """
     if target not in targets(study):
-        raise OhemError(f"reproduce: found {target!r}; allowed: {', '.join(targets(study))}")
+        hint = did_you_mean(target, targets(study))
+        raise OhemError(f"reproduce: found {target!r}{hint}; allowed: {', '.join(targets(study))}")
     if target == "table2":
         return ["cost"]
     if target == "figure3":

@@ -196,7 +196,11 @@ class TestSameBytes:
             assert (other / picture).read_bytes() != (made / picture).read_bytes()
 
     def test_a_smaller_set_is_the_beginning_of_a_larger_one(self, made: Path, tmp_path: Path) -> None:
-        small = make_builtin(tmp_path / "small", train_images=3, test_images=2)
+        told: list[tuple[int, int]] = []
+        small = make_builtin(
+            tmp_path / "small", train_images=3, test_images=2, progress=lambda *counts: told.append(counts)
+        )
+        assert told == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
         large = contents(made)
         for name, data in contents(small).items():
             if name.startswith(("Annotations", "JPEGImages")):

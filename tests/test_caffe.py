@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from ohem.cli import main
+from ohem.conversion import convert
 from ohem.data.voc import VOC_CLASSES
 from ohem.errors import OhemError
 from ohem.models.backbones import CAFFE, TORCHVISION
@@ -738,6 +739,17 @@ def test_convert_tells_what_it_found(vggm, tmp_path, capsys):
         assert json.loads(file.metadata()["preprocessing"]) == {
             "mean": [102.9801, 115.9465, 122.7717], "std": [1.0, 1.0, 1.0], "scale": 255.0, "bgr": True,
         }  # fmt: skip
+
+
+def test_convert_tells_how_far_it_is(vggm, tmp_path):
+    told = []
+    convert(vggm[1], tmp_path / "m.safetensors", progress=lambda *counts: told.append(counts))
+    taken = 4 * sum(w.size + b.size for w, b in vggm[0].values()) // 10**6
+    *reading, begun, ended = told
+    assert [begun, ended] == [("writing", 0, 1), ("writing", 1, 1)]
+    assert [task for task, _, _ in reading] == ["reading, MB"] * 7
+    assert {total for _, _, total in reading} == {taken}
+    assert sorted(done for _, done, _ in reading)[-1] == reading[-1][1] == taken
 
 
 def test_convert_answers_programs_too(vggm, tmp_path, capsys):

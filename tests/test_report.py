@@ -96,7 +96,9 @@ def test_a_cut_out_holds_its_box_and_as_much_around_it(tmp_path: Path) -> None:
 def test_a_gallery_is_bounded_and_tells_what_it_left_out(tmp_path: Path) -> None:
     every = [sketch(tmp_path)] * 5
     size = len(make_gallery(every[:1]).cards[0].uri)
-    found = make_gallery(every, most_bytes=3 * size)
+    told: list[tuple[int, int]] = []
+    found = make_gallery(every, most_bytes=3 * size, progress=lambda *counts: told.append(counts))
+    assert told == [(done, 5) for done in range(1, 6)]
     assert (len(found.cards), found.left_out) == (3, 2)
     assert sum(len(card.uri) for card in found.cards) <= 3 * size
 

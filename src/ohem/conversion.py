@@ -1,8 +1,9 @@
 """Weights of other programs into files of ours."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -39,7 +40,13 @@ class Converted:
     classes: tuple[str, ...]
 
 
-def convert(source: Path, out: Path, classes: Sequence[str] | None = None) -> Converted:
+def convert(
+    source: Path,
+    out: Path,
+    classes: Sequence[str] | None = None,
+    *,
+    progress: Callable[[str, int, int], None] = lambda task, done, total: None,
+) -> Converted:
     """Turn a .caffemodel file of one of the paper's networks into a .safetensors file.
 
     Without ``cls_score`` and ``bbox_pred`` in it, the result is a backbone file in torchvision's layout, with Caffe's
@@ -51,6 +58,7 @@ def convert(source: Path, out: Path, classes: Sequence[str] | None = None) -> Co
         out: the new file.
         classes: of a detector, without background, in the order of its outputs; VOC's twenty, alphabetically as the
             authors have them, when omitted.
+        progress: told of a task, how much of it is done, and how much there is.
 
     Raises:
         OhemError: ``source`` is damaged or another network, ``out`` is there already, or the classes do not fit.
@@ -59,15 +67,18 @@ def convert(source: Path, out: Path, classes: Sequence[str] | None = None) -> Co
         raise OhemError(f"{out}: found the ending {out.suffix!r}; allowed: .safetensors")
     if out.exists():
         raise OhemError(f"{out}: found something there already; allowed: a new file")
-    weights = read_network(source)
+    weights = read_network(source, partial(progress, "reading, MB"))
+    progress("writing", 0, 1)
     if weights.predictors:
         names = _classes(source, weights, classes)
         _save_detector(out, weights, names)
+        progress("writing", 1, 1)
         return Converted("detector", weights.network, weights.shapes, weights.left_out, names)
     if classes is not None:
         raise OhemError(f"{source}: found --classes and no cls_score and bbox_pred; allowed for a backbone: no classes")
     # One entry: safetensors writes several in random order, and equal weights should be equal files.
     write_atomically(out, save(weights.state, {"preprocessing": json.dumps(asdict(CAFFE))}))
+    progress("writing", 1, 1)
     return Converted("backbone", weights.network, weights.shapes, weights.left_out, ())
 
 

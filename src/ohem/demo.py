@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from ohem.comparison import HEADER, Arm, draw_curves, draw_detections, draw_hardest, draw_precision_recall
@@ -50,7 +51,12 @@ def run_demo(
     Raises:
         OhemError: the extra ``ohem[demo]`` is missing, or the folder holds a demo with other settings.
     """
-    data = make_builtin(folder / "data", train_images=images[0], test_images=images[1])
+    data = make_builtin(
+        folder / "data",
+        train_images=images[0],
+        test_images=images[1],
+        progress=partial(reporter.progress, "drawing images"),
+    )
     train_set, test_set = load_dataset([f"{data}@train"]), load_dataset([f"{data}@test"])
     cache = folder / "proposals.sqlite"
     make_proposals(
@@ -64,10 +70,15 @@ def run_demo(
         _train(folder / kind, kind, f"{data}@train", cache, iterations, seed, reporter, quiet)
     arms = [_measure(folder / kind, kind, train_set, test_set, ProposalCache(cache), reporter) for kind in ARMS]
 
-    draw_curves(arms, folder / "curves.png")
-    draw_precision_recall(arms, folder / "precision_recall.png")
-    draw_detections(arms, test_set, folder / "detections.png")
-    draw_hardest(arms, train_set.classes, folder / "hardest.png")
+    drawings = (
+        partial(draw_curves, arms, folder / "curves.png"),
+        partial(draw_precision_recall, arms, folder / "precision_recall.png"),
+        partial(draw_detections, arms, test_set, folder / "detections.png"),
+        partial(draw_hardest, arms, train_set.classes, folder / "hardest.png"),
+    )
+    for done, draw in enumerate(drawings, start=1):
+        draw()
+        reporter.progress("drawing what they learned", done, len(drawings))
     table = [dict(zip(HEADER, arm.row(), strict=True)) for arm in arms]
     write_atomically(folder / "table.json", json.dumps(table, indent=2) + "\n")
     return arms

@@ -173,7 +173,7 @@ def convert(
     """
     from ohem.conversion import convert as convert_file
 
-    found = convert_file(source, out, class_names(classes))
+    found = convert_file(source, out, class_names(classes), progress=console.progress)
     console.answer({"file": out, **asdict(found)})
     rows = [(name, " x ".join(map(str, shape)), math.prod(shape) + shape[0]) for name, shape in found.shapes.items()]
     console.table(found.network, ("layer", "weights", "parameters"), rows)

@@ -1,5 +1,6 @@
 """Commands over many runs: the paper's tables, and comparisons. Each says what it needs and calls one function."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -57,7 +58,15 @@ def reproduce(
 
     sharing = study.Sharing.parse(shard)
     opened = study.open_study(
-        target, scale, out, data=data, test=test, coco=coco, classes=class_names(classes) or (), recipe=recipe
+        target,
+        scale,
+        out,
+        data=data,
+        test=test,
+        coco=coco,
+        classes=class_names(classes) or (),
+        recipe=recipe,
+        progress=partial(console.progress, "drawing images"),
     )
     workshop = Workshop(opened, out, console, device, workers)
     for folder in collect or []:

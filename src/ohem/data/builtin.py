@@ -9,7 +9,7 @@ image shares no handwritten digit and no pixel of a photograph with any training
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -91,6 +91,7 @@ def make_builtin(
     test_images: int = 200,
     seed: int = 0,
     size: tuple[int, int] = (192, 144),
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """Draw the built-in data set as an ordinary VOC folder, or reuse the same one already there.
 
@@ -106,6 +107,7 @@ def make_builtin(
         test_images: how many test images.
         seed: 0 or more.
         size: width and height of the images in pixels. Digits are 16 to 48 pixels high at any size.
+        progress: called after each image with the number done and the number there are.
 
     Returns:
         ``folder``.
@@ -132,7 +134,7 @@ def make_builtin(
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
             draft = Path(temporary) / "draft"
-            _write_voc(draft, sources, (train_images, test_images), seed, size)
+            _write_voc(draft, sources, (train_images, test_images), seed, size, progress)
             # No fsync: a write lost in a crash shows in the fingerprint, and the data set can be made again.
             meta = parameters | {"sha256": _fingerprint(draft), "made_with": made_with}
             (draft / _META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
@@ -252,7 +254,12 @@ def _squared_distances(left: _Array, right: _Array) -> _Array:
 
 
 def _write_voc(
-    folder: Path, sources: tuple[_Source, _Source], counts: tuple[int, int], seed: int, size: tuple[int, int]
+    folder: Path,
+    sources: tuple[_Source, _Source],
+    counts: tuple[int, int],
+    seed: int,
+    size: tuple[int, int],
+    progress: Callable[[int, int], None],
 ) -> None:
     for room in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (folder / room).mkdir(parents=True)
@@ -260,11 +267,12 @@ def _write_voc(
     for stream, split in enumerate(("train", "test")):
         painter = _Painter(sources[stream], np.random.default_rng([seed, stream]), size)
         stems = [f"{split}_{number:05d}" for number in range(1, counts[stream] + 1)]
-        for stem in stems:
+        for number, stem in enumerate(stems, start=1):
             picture, objects = painter.paint()
             # Without chroma subsampling the colours of thin strokes stay where they were drawn.
             Image.fromarray(picture).save(folder / "JPEGImages" / f"{stem}.jpg", quality=95, subsampling=0)
             (folder / "Annotations" / f"{stem}.xml").write_text(_annotation(stem, size, objects), encoding="utf-8")
+            progress(sum(counts[:stream]) + number, sum(counts))
         for name in ("train", "trainval") if split == "train" else ("test",):
             lines = "".join(f"{stem}\n" for stem in stems)
             (folder / "ImageSets" / "Main" / f"{name}.txt").write_text(lines, encoding="utf-8")

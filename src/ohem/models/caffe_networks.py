@@ -1,6 +1,7 @@
 """The paper's networks in Caffe's files: which layer of theirs is which of ours."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,9 @@ CONVOLUTIONS: Mapping[str, tuple[str, ...]] = {
 
 FC = {"fc6": "classifier.0", "fc7": "classifier.3"}
 PREDICTORS = ("cls_score", "bbox_pred")
+
+Progress = Callable[[int, int], None]
+"""Told how much is done, and how much there is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +51,15 @@ class CaffeWeights:
         return self.shapes["fc6"][0], self.shapes["fc7"][0]
 
 
-def read_network(path: Path) -> CaffeWeights:
+def read_network(path: Path, progress: Progress = lambda done, total: None) -> CaffeWeights:
     """VGG16's or VGG_CNN_M_1024's weights from a .caffemodel file, or a Fast R-CNN detector's made of one of them.
 
     fc6 and fc7 may have any width. A detector is what has both ``cls_score`` and ``bbox_pred``. Training networks have
     further layers with weights, such as the read-only copies of fc6 and fc7 in the authors' code; they are left out.
+
+    Args:
+        path: the file.
+        progress: called after each layer with the megabytes of weights that are read, and those of all.
 
     Raises:
         OhemError: no readable .caffemodel file, or layers that are those of neither network.
@@ -62,7 +70,8 @@ def read_network(path: Path) -> CaffeWeights:
         allowed = " or ".join(f"{', '.join((*wanted, *FC))} ({name})" for name, wanted in CONVOLUTIONS.items())
         raise DataError([Fault(path, "layers", _listed(layers), allowed)])
     own: type[VGG16 | VGGCNNM1024] = VGG16 if network == "vgg16" else VGGCNNM1024
-    taken = _Taken(path, network, layers)
+    wanted = {*CONVOLUTIONS[network], *FC, *(PREDICTORS if layers.keys() >= set(PREDICTORS) else ())}
+    taken = _Taken(path, network, {name: layer for name, layer in layers.items() if name in wanted}, progress)
     with torch.device("meta"):
         features = own().get_submodule("features")
     convolutions = [(i, layer) for i, layer in features.named_children() if isinstance(layer, nn.Conv2d)]
@@ -74,7 +83,7 @@ def read_network(path: Path) -> CaffeWeights:
     for name, ours in FC.items():
         width = taken.take(name, ours, (None, width))
     state, taken.tensors = taken.tensors, {}
-    if layers.keys() >= set(PREDICTORS):
+    if wanted >= set(PREDICTORS):
         classes = taken.take("cls_score", "cls_score", (None, width))
         taken.take("bbox_pred", "bbox_pred", (4 * classes, width))
     left_out = tuple(name for name in layers if name not in taken.shapes)
@@ -84,8 +93,8 @@ def read_network(path: Path) -> CaffeWeights:
 class _Taken:
     """The layers taken over so far, each checked against the shape that is wanted."""
 
-    def __init__(self, path: Path, network: str, layers: Mapping[str, Layer]) -> None:
-        self.path, self.network, self.layers = path, network, layers
+    def __init__(self, path: Path, network: str, layers: Mapping[str, Layer], progress: Progress) -> None:
+        self.path, self.network, self.layers, self.progress = path, network, layers, progress
         self.tensors: dict[str, Tensor] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
 
@@ -98,6 +107,7 @@ class _Taken:
         self.tensors[f"{ours}.weight"] = weight
         self.tensors[f"{ours}.bias"] = self._read(f"{name}.blobs[1]", blobs[1], (len(weight),))
         self.shapes[name] = tuple(weight.shape)
+        self.progress(self._megabytes(self.shapes), self._megabytes(self.layers))
         return len(weight)
 
     def require_stride(self, name: str, stride: int) -> None:
@@ -105,6 +115,9 @@ class _Taken:
         found = self.layers[name].strides
         if found is not None and found != {stride}:
             raise self.fault(name, f"stride {' and '.join(map(str, sorted(found)))}", f"stride {stride}")
+
+    def _megabytes(self, names: Iterable[str]) -> int:
+        return sum(4 * math.prod(blob.shape) for name in names for blob in self.layers[name].blobs) // 10**6
 
     def fault(self, where: str, found: str, allowed: str) -> DataError:
         return DataError([Fault(self.path, where, found, f"{allowed} as in {self.network}")])

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -94,21 +94,31 @@ class Gallery:
         return list(dict.fromkeys(card.sketch.run for card in self.cards))
 
 
-def make_gallery(sketches: Iterable[Sketch], most_bytes: int = MOST_BYTES) -> Gallery:
+def make_gallery(
+    sketches: Sequence[Sketch],
+    most_bytes: int = MOST_BYTES,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Gallery:
     """Cut out the pictures of sketches, in order, until they would be too many bytes.
+
+    Args:
+        sketches: the cards, in order.
+        most_bytes: of the pictures, in the page.
+        progress: called after each sketch with the number done and the number there are.
 
     Raises:
         DataError: an image cannot be read.
     """
     cards: list[Card] = []
     used = left_out = 0
-    for sketch in sketches:
+    for done, sketch in enumerate(sketches, start=1):
         card = _card(sketch) if used < most_bytes else None
         if card is None or used + len(card.uri) > most_bytes:
             left_out, used = left_out + 1, most_bytes
         else:
             used += len(card.uri)
             cards.append(card)
+        progress(done, len(sketches))
     return Gallery(tuple(cards), left_out)
 
 

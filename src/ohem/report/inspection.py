@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -74,7 +75,8 @@ def inspect_annotations(
         "kinds": [(kind, sum(one.kind == kind for one in suspects[:shown])) for kind in KINDS],
         "shown": min(shown, len(suspects)),
         "gallery": make_gallery(
-            suspect_sketch(rank, one, classes) for rank, one in enumerate(suspects[:shown], start=1)
+            [suspect_sketch(rank, one, classes) for rank, one in enumerate(suspects[:shown], start=1)],
+            progress=partial(reporter.progress, "cutting out pictures"),
         ),
         "rows": [_row(rank, one, classes) for rank, one in enumerate(suspects[:shown], start=1)],
     }

@@ -1,6 +1,7 @@
 """``ohem report``: one page about a run, or about several side by side."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def make_report(
     path = free_page(out, home / "report.html")
     runs = open_runs(folders, data, reporter)
     sketches, notes = _sketches(runs, most_images, device, workers, reporter)
-    gallery = make_gallery(sketches)
+    gallery = make_gallery(sketches, progress=partial(reporter.progress, "cutting out pictures"))
     values: dict[str, Any] = {
         "title": " and ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs",
         "runs": runs,

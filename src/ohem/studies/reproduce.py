@@ -1,6 +1,6 @@
 """``ohem reproduce``: what is asked for, run as far as it goes, and reported."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -47,6 +47,7 @@ def open_study(
     coco: str | None = None,
     classes: Sequence[str] = (),
     recipe: str | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Study:
     """The study of a scale over someone's data.
 
@@ -61,6 +62,7 @@ def open_study(
         coco: mini: a COCO source, of which 30 % are held out to test on.
         classes: mini: the class list.
         recipe: mini: what all trainings share.
+        progress: told how many built-in images are drawn, and how many there are.
 
     Raises:
         OhemError: arguments that do not go together, or no such target.
@@ -72,7 +74,7 @@ def open_study(
                 "reproduce: found no --data, or settings of mini; allowed with --scale full: --data DIR alone"
             )
         return full_study(Path(data))
-    found = {"main": _main_data(data, test, tuple(classes), out)}
+    found = {"main": _main_data(data, test, tuple(classes), out, progress)}
     if coco is not None:
         found["coco"] = Data((coco,))
     name = recipe or ("mini_demo" if data is None else "mini")
@@ -82,9 +84,11 @@ def open_study(
     return mini_study(found, name, shared.image.shortest)
 
 
-def _main_data(data: str | None, test: str | None, classes: tuple[str, ...], out: Path) -> Data:
+def _main_data(
+    data: str | None, test: str | None, classes: tuple[str, ...], out: Path, progress: Callable[[int, int], None]
+) -> Data:
     if data is None:
-        folder = make_builtin(out / "data", train_images=400, test_images=200)
+        folder = make_builtin(out / "data", train_images=400, test_images=200, progress=progress)
         return Data((f"{folder}@train",), (f"{folder}@test",))
     if test is not None:
         return Data((data,), (test,), classes=classes)

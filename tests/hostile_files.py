@@ -285,6 +285,8 @@ RECIPES = [
     Hostile("recipe laughs", _recipe(_LAUGHS), _RECIPE, "a: found an unknown field"),
     Hostile("recipe laughs in a field", _recipe(_LAUGHS + "seed: *i\n"), _RECIPE, "seed: found"),
     Hostile("recipe laughs in a sampler", _recipe(_LAUGHS + "sampler: {kind: *i}\n"), _RECIPE, "found"),
+    Hostile("recipe laughs in a detector", _recipe(_LAUGHS + "detector: {kind: *i}\n"), _RECIPE, "kind: found"),
+    Hostile("recipe laughs in a choice", _recipe(_LAUGHS + "mining: *i\n"), _RECIPE, "mining: found"),
     Hostile("recipe of itself", _recipe("a: &a [*a]\n"), _RECIPE, "a: found an unknown field"),
     Hostile("recipe with itself as base", _recipe("base: r.yaml\n"), _RECIPE, "base: found a circle"),
     Hostile("recipe with a list as base", _recipe("base: [lite0]\n"), _RECIPE, "base: found ['lite0']"),

@@ -10,9 +10,10 @@ class OhemError(Exception):
     """Bad input or a state the user can mend. The command line prints its text, no traceback, and exits with 2."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A guess at what a mistyped name should be, in brackets; empty where none is near."""
-    close = get_close_matches(name, list(known), 1)
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """A guess at what a mistyped name should be, in brackets; empty where none is near, as to what is no text."""
+    # What is no text is not made one: a YAML file of a line can hold a list of a billion items.
+    close = get_close_matches(name, list(known), 1) if isinstance(name, str) else []
     return f" (did you mean {close[0]}?)" if close else ""
 
 

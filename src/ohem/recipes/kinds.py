@@ -35,7 +35,7 @@ class Kinds(Generic[_T]):
         options = {"kind": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
         kind = options.pop("kind", None)
         if not isinstance(kind, str) or kind not in self.classes:
-            hint = did_you_mean(str(kind), self.classes)
+            hint = did_you_mean(kind, self.classes)
             raise ValueError(f"kind: found {quoted(kind)}{hint}; allowed: {', '.join(self.classes)}")
         known = [field.name for field in fields(self.classes[kind])]  # type: ignore[arg-type]
         for name, option in options.items():

@@ -63,14 +63,14 @@ def _named_detector(value: Any) -> Any:
     kind, rest = options["kind"], {key: part for key, part in options.items() if key != "kind"}
     if kind in built_in_recipes():
         return join_values(read_values(find_recipe(str(kind)))["detector"], rest)
-    if str(kind).startswith(("maskrcnn_", "keypointrcnn_")):
+    if isinstance(kind, str) and kind.startswith(("maskrcnn_", "keypointrcnn_")):
         raise ValueError(
             f"kind: found {kind!r}; allowed: {', '.join(TORCHVISION_KINDS)}; masks and keypoints are not read from data"
             " sets here, but ohem.use_sampler takes such models in a training script of yours"
         )
-    hint = did_you_mean(str(kind), [*TORCHVISION_KINDS, *built_in_recipes()])
+    hint = did_you_mean(kind, [*TORCHVISION_KINDS, *built_in_recipes()])
     raise ValueError(
-        f"kind: found {kind!r}{hint}; allowed: {', '.join(TORCHVISION_KINDS)}, or the name of a built-in recipe"
+        f"kind: found {quoted(kind)}{hint}; allowed: {', '.join(TORCHVISION_KINDS)}, or the name of a built-in recipe"
     )
 
 
@@ -328,7 +328,7 @@ def _explain(error: Any, model: type[Spec]) -> str:
         message = str(error["ctx"]["error"])
         return f"{where}.{message}" if where else message
     allowed = error["msg"].removeprefix("Input should be ")
-    hint = did_you_mean(str(error["input"]), re.findall("'(.*?)'", allowed)) if error["type"] == "literal_error" else ""
+    hint = did_you_mean(error["input"], re.findall("'(.*?)'", allowed)) if error["type"] == "literal_error" else ""
     return f"{where}: found {quoted(error['input'])}{hint}; allowed: {allowed}"
 
 

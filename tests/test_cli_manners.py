@@ -1,14 +1,24 @@
 """How the command line speaks: what to do next, names mistyped, exit codes, no colours in pipes."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
+from typer.core import TyperGroup
 
-from ohem.cli.app import app, next_of_runs
+from ohem.cli.app import NEXT, app, next_of_runs
+from ohem.cli.completion import TARGETS
+from ohem.data.published import find_published
+from ohem.recipes.fields import known_fields
+from ohem.recipes.recipe import load_recipe
 from test_cli import ohem
+
+HOME = Path(__file__).parent.parent
 
 
 def test_ohem_alone_says_what_to_do_with_the_newest_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,11 +115,54 @@ main()
     assert (ended.stderr.splitlines() or [""])[-1].startswith(last_line)
 
 
-def test_every_command_explains_itself_with_an_example() -> None:
+def examples(text: str) -> list[list[str]]:
+    """The words of the commands in a help text; where an output goes to is the shell's."""
+    found = re.findall(r"\[cyan\]ohem (.*?)\[/cyan\]", text, re.DOTALL)
+    return [shlex.split(command.partition(">")[0]) for command in found]
+
+
+def parsed(words: list[str]) -> dict[str, object]:
+    """What the options and arguments of an example are taken for; an error where they are none."""
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
+    name, *rest = words
+    return group.commands[name].make_context(name, rest).params
+
+
+def test_every_command_explains_itself_with_examples_that_it_takes() -> None:
     for command in app.registered_commands:
         assert command.callback is not None
         name = command.name or command.callback.__name__
-        assert f"ohem {name}" in (command.callback.__doc__ or ""), name
+        shown = examples(command.callback.__doc__ or "")
+        assert name in [words[0] for words in shown]
+        for words in shown:
+            given = parsed(words)
+            if words[0] == "train" and given["recipe"]:
+                load_recipe(str(given["recipe"]), given["overrides"] or [])  # type: ignore[arg-type]
+            if words[0] == "evaluate":
+                fields = [override.partition("=")[0] for override in given["overrides"] or []]  # type: ignore[attr-defined]
+                assert {f"detector.{field}" for field in fields} <= known_fields().keys()
+            if words[0] == "data" and given["name"]:
+                find_published(str(given["name"]))
+            if words[0] == "reproduce":
+                assert given["target"] in TARGETS
+
+
+@pytest.mark.parametrize("page", [HOME / "README.md", *sorted(HOME.glob("docs/*.md"))], ids=lambda page: page.stem)
+def test_commands_of_the_documentation_are_taken(page: Path) -> None:
+    for block in re.findall(r"```\w*\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            for words in re.findall(r"(?:^|&& |\$ |\$\()ohem (\w[^|>&)]*)", line):
+                parsed(shlex.split(words, comments=True))
+
+
+def test_what_ohem_alone_proposes_is_taken() -> None:
+    proposed = [line for line in re.sub(r"\[/?(bold|cyan)\]", "", NEXT).splitlines() if line.startswith("  ohem")]
+    commands = [shlex.split(re.split(r" {2,}", line.strip())[0])[1:] for line in proposed]
+    assert [words[0] for words in commands][:3] == ["demo", "data", "check"]
+    for words in commands[:-1]:
+        parsed(words)
+    assert commands[-1] == ["COMMAND", "--help", "explains", "the", "rest."]
 
 
 def test_nothing_piped_is_coloured() -> None:

@@ -22,8 +22,12 @@ class Listener(type(SILENT)):  # type: ignore[misc]
         self.said.append(text)
 
 
-def test_the_demo_trains_both_arms_and_draws_what_they_learned(tmp_path: Path) -> None:
+def test_the_demo_trains_both_arms_and_draws_what_they_learned(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     arms = run_demo(tmp_path / "demo", iterations=6, seed=0, reporter=(listener := Listener()), images=(10, 6))
+    told, talk = capfd.readouterr()  # stdout is for the answer, which the command gives
+    assert (told, "iteration" in talk) == ("", True)
     assert [text.split()[:3] for text in listener.said if "$" in text] == [["$", "ohem", "train"]] * 2
     assert all(map(str.isprintable, listener.said))  # else the terminal shows escapes
     assert [arm.name for arm in arms] == ["heuristic sampler", "OHEM"]

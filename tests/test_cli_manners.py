@@ -148,14 +148,6 @@ def test_every_command_explains_itself_with_examples_that_it_takes() -> None:
                 assert given["target"] in TARGETS
 
 
-@pytest.mark.parametrize("page", [HOME / "README.md", *sorted(HOME.glob("docs/*.md"))], ids=lambda page: page.stem)
-def test_commands_of_the_documentation_are_taken(page: Path) -> None:
-    for block in re.findall(r"```\w*\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            for words in re.findall(r"(?:^|&& |\$ |\$\()ohem (\w[^|>&)]*)", line):
-                parsed(shlex.split(words, comments=True))
-
-
 def test_what_ohem_alone_proposes_is_taken() -> None:
     proposed = [line for line in re.sub(r"\[/?(bold|cyan)\]", "", NEXT).splitlines() if line.startswith("  ohem")]
     commands = [shlex.split(re.split(r" {2,}", line.strip())[0])[1:] for line in proposed]

@@ -24,6 +24,8 @@ def _named(text: str, target: str) -> str:
     path = target.removeprefix("../")
     if path == "README.md":
         return f"[{text}](index.md)"
+    if not (DOCS / target).exists():
+        raise FileNotFoundError(f"docs: found a link to {target}; allowed: files of the repository")
     return f"`{path}`" if text.strip("`") in path else f"{text} (`{path}`)"
 
 

@@ -80,6 +80,16 @@ def test_a_reader_gets_from_the_first_page_to_every_other_by_links_in_the_text()
     assert seen == {path.name for path in DOCS.glob("*.md")}
 
 
+def test_headings_that_pages_outside_the_site_lead_to_exist(site: Path) -> None:
+    """Of links between its own pages, the strict build sees to that."""
+    seen = 0
+    for page in (ROOT / "README.md", ROOT / "benchmarks" / "README.md"):
+        for name, heading in re.findall(r"\]\([./]*docs/(\w+)\.md#([\w-]+)\)", page.read_text()):
+            assert f'id="{heading}"' in (site / f"{name}.html").read_text(), f"{page.name}: {name}.md#{heading}"
+            seen += 1
+    assert seen > 3
+
+
 def links_to_files(page: Path) -> list[str]:
     return re.findall(r"\]\(((?!https?:)[^)#\s]+)(?:#[\w-]+)?\)", page.read_text())
 

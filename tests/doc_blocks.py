@@ -40,8 +40,11 @@ def blocks(language: str) -> list[Block]:
 
 
 def shell_lines() -> list[Words]:
-    """The commands behind prompts, without what joins them (``&&``, ``>``, loops)."""
+    """The commands behind prompts and in scripts, without what joins them (``&&``, ``>``, loops, ``$( )``)."""
     lines = []
+    for block in blocks("bash"):
+        for line in block.text.splitlines():
+            lines += [Words(block.place, words) for words in _commands(re.sub(r"(?:\w+=)?\$\((.*)\)", r"\1", line))]
     for block in blocks("console"):
         for line in block.text.splitlines():
             if line.startswith("$ "):

@@ -2,7 +2,10 @@
 
 import json
 import os
+import pty
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,6 +82,31 @@ def test_a_killed_run_is_said_to_be_silent(run: Path, training: Path, capsys: py
     assert ohem("watch", training, "--once") == 0
     assert "nothing written for 2:0" in capsys.readouterr().out
     assert Watcher(training).look().seconds_left is None
+
+
+def test_on_a_terminal_it_follows_until_the_run_is_finished(run: Path, training: Path) -> None:
+    lines = (run / "log.jsonl").read_bytes().splitlines(keepends=True)
+    (training / "log.jsonl").write_bytes(lines[0])
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "ohem", "watch", str(training), "--every", "0.1"]
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        shown = _shown_until(ours, b"2 of 8")
+        (training / "log.jsonl").write_bytes(b"".join(lines))
+        shown += _shown_until(ours, b"8 of 8")
+        shutil.copy(run / "weights.safetensors", training)
+        shown += _shown_until(ours, b"finished")
+        assert process.wait(timeout=60) == 0
+    os.close(ours)
+    assert b"running" in shown
+
+
+def _shown_until(terminal: int, text: bytes) -> bytes:
+    """What a terminal shows until the text is there; the test fails when the program ends before."""
+    shown = b""
+    while text not in shown:
+        shown += os.read(terminal, 2**16)
+    return shown
 
 
 def test_what_is_no_run_or_no_log_is_refused_in_one_line(

@@ -4,7 +4,7 @@
 
 The pictures are ohem's built-in ones, 200 to train on and 50 to test, or with ``--data DATA`` the first of a VOC folder's
 splits trainval and test. They are written anew in each form, as a person has them. For each form an empty virtual environment is made, and
-then, each as its own process: ``pip install .``, ``ohem train lite0 --data MINE@train --val MINE@test``, ``ohem report RUN``.
+then, each as its own process: ``pip install '.[fast]'``, ``ohem train lite0 --data MINE@train --val MINE@test``, ``ohem report RUN``.
 ``--fields iterations=50`` tries the path. How long pip takes is mostly how far away its packages are.
 """
 
@@ -123,7 +123,7 @@ def walk(form: str, data: str, folder: Path, fields: list[str]) -> None:
     subprocess.run([sys.executable, "-m", "venv", str(folder / form)], check=True)
     pip, ohem = (str(folder / form / "bin" / name) for name in ("pip", "ohem"))
     commands = {
-        "pip install": [pip, "install", "--quiet", str(REPOSITORY)],
+        "pip install": [pip, "install", "--quiet", f"{REPOSITORY}[fast]"],
         "ohem train": [ohem, "train", "lite0", "--data", train, "--val", test, "--run", f"run_{form}", *fields],
         "ohem report": [ohem, "report", f"run_{form}"],
     }

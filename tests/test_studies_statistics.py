@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from ohem.studies.statistics import holm, interval, p_columns_differ, p_greater, p_less, p_outside, p_within
+from ohem.studies.statistics import Interval, holm, interval, p_columns_differ, p_greater, p_less, p_outside, p_within
 
 values = st.lists(st.floats(-5, 5), min_size=2, max_size=8).filter(lambda v: np.std(v) > 1e-3)
 
@@ -65,3 +65,9 @@ def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
     assert holm([]) == []
+
+
+def test_an_interval_has_the_digits_that_its_size_needs() -> None:
+    assert str(Interval(0.004, -0.0012, 0.0092)) == "+0.0040 [-0.0012, +0.0092]"
+    assert str(Interval(0.03, -0.5, 0.56)) == "+0.03 [-0.50, +0.56]"
+    assert str(Interval(-1.25, math.nan, math.nan)) == "-1.25"

@@ -21,9 +21,10 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        if math.isnan(self.low):
-            return f"{self.mean:+.2f}"
-        return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+        ends = [self.low, self.high] if not math.isnan(self.low) else []
+        digits = 2 if max(map(abs, [self.mean, *ends])) >= 0.1 else 4  # mAP in points, or losses
+        mean, *others = (f"{value:+.{digits}f}" for value in [self.mean, *ends])
+        return f"{mean} [{', '.join(others)}]" if others else mean
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:

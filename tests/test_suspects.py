@@ -8,6 +8,7 @@ import pytest
 from ohem.data.dataset import ImageRecord
 from ohem.report.evidence import Evidence
 from ohem.report.suspects import (
+    _annotated,
     class_scores,
     find_suspects,
     missing_scores,
@@ -30,12 +31,16 @@ def test_a_detection_is_missing_as_far_as_no_annotation_explains_it() -> None:
 
 def test_a_class_is_wrong_as_far_as_another_is_likely_and_likelier() -> None:
     probabilities = np.array([[0.1, 0.7, 0.2], [0.1, 0.2, 0.7], [0.8, 0.1, 0.1], [0.4, 0.02, 0.58]])
-    scores, best = class_scores(probabilities, np.array([CAT, CAT, DOG, CAT]))
+    labels, alone = np.array([CAT, CAT, DOG, CAT]), np.zeros((4, 3))
+    scores, best = class_scores(probabilities, labels, alone)
     odds = [0.2 * 0.2 / 0.701, 0.7 * 0.7 / 0.201, 0.1 * 0.1 / 0.101, 0.58 * 0.58 / 0.021]
     assert scores == pytest.approx([x / (1 + x) for x in odds])
     assert best.tolist() == [DOG, DOG, CAT, DOG]
     assert scores[3] > scores[1]  # less sure of the dog, but the cat is out of the question
-    assert class_scores(np.array([[0.4, 0.6]]), np.array([CAT]))[0].tolist() == [0]  # there is no other class
+    beside_a_dog = class_scores(probabilities, labels, np.tile([0, 0, 0.8], (4, 1)))[0]
+    x = (0.6 * 0.7) ** 2 / 0.201
+    assert beside_a_dog[1] == pytest.approx(x / (1 + x))
+    assert class_scores(np.array([[0.4, 0.6]]), np.array([CAT]), np.zeros((1, 2)))[0].tolist() == [0]  # no other class
 
 
 def test_boxes_are_alike_in_size_wherever_they_are() -> None:
@@ -76,9 +81,11 @@ def test_a_detection_of_one_annotation_is_no_rival_of_its_neighbour() -> None:
 
 def test_nothing_is_where_the_class_loss_is_large_and_no_detection_near() -> None:
     probabilities = np.array([[0.99, 0.01, 0.0], [0.9999, 0.0001, 0.0], [0.9999, 0.0001, 0.0], [0.1, 0.9, 0.0]])
-    scores = spurious_scores(probabilities, np.array([CAT] * 4), np.array([0.0, 0.0, 0.5, 0.0]))
+    scores = spurious_scores(probabilities, np.array([CAT] * 4), np.array([0.0, 0.0, 0.5, 0.0]), np.ones(4))
     assert scores[:3] == pytest.approx([0.99 * (1 - 0.01**0.2), 0.9999 * (1 - 1e-4**0.2), 0.9999 * (1 - 1e-4**0.2) / 2])
     assert scores[3] < 0.01
+    small = spurious_scores(probabilities, np.array([CAT] * 4), np.zeros(4), np.full(4, 0.01))
+    assert small[0] / scores[0] == pytest.approx(0.794, abs=1e-3)
 
 
 def test_overlaps_and_shares() -> None:
@@ -127,3 +134,46 @@ def test_kinds_take_turns_whatever_their_scores() -> None:
 def test_no_images_or_nothing_in_them_is_no_suspect() -> None:
     assert find_suspects([]) == []
     assert find_suspects([scene([], [])]) == []
+
+
+SURE_CAT, SURE_DOG, NOTHING = [0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [0.9, 0.05, 0.05]
+
+
+def kinds(evidence: Evidence) -> list[str]:
+    return [one.kind for one in find_suspects([evidence])]
+
+
+def test_a_part_of_a_missing_object_is_not_missing_too() -> None:
+    whole = ((0.0, 0.0, 40.0, 40.0), 0.9, CAT)
+    assert kinds(scene([], [whole, ((0, 0, 15, 15), 0.5, CAT)])) == ["missing box"]
+    assert kinds(scene([], [whole, ((0, 0, 15, 15), 0.5, DOG)])) == ["missing box"] * 2  # a dog before the cat
+    assert kinds(scene([], [whole, ((35, 0, 50, 15), 0.5, CAT)])) == ["missing box"] * 2
+
+
+def test_the_right_place_of_a_misplaced_box_is_no_missing_object() -> None:
+    annotated = ((10.0, 0.0, 30.0, 20.0), CAT, NOTHING)
+    (only,) = find_suspects([scene([annotated], [((0, 0, 20, 20), 0.9, CAT)])])
+    assert (only.kind, only.new_box.tolist()) == ("badly placed", [0, 0, 20, 20])
+    two = kinds(scene([((10, 0, 30, 20), CAT, SURE_CAT)], [((0, 0, 20, 20), 0.9, CAT)]))
+    assert "missing box" in two  # the annotated one is right where it is
+
+
+def test_a_detection_around_two_neighbours_says_less_against_either() -> None:
+    around = [((0.0, 0.0, 42.0, 20.0), 0.9, CAT)]
+    lonely = [((0.0, 0.0, 20.0, 20.0), CAT, NOTHING)]
+    pair = [*lonely, ((22.0, 0.0, 42.0, 20.0), CAT, NOTHING)]
+    score = {len(given): find_place(scene(given, around)) for given in (lonely, pair)}
+    assert score[2] == pytest.approx(score[1] / 2)
+
+
+def find_place(evidence: Evidence) -> float:
+    """The score of the first annotation as a badly placed one."""
+    return next(one.score for one in _annotated(evidence)[0] if one.kind == "badly placed")
+
+
+def test_a_pet_on_a_lap_does_not_make_its_owner_one() -> None:
+    owner = ((0.0, 0.0, 50.0, 50.0), CAT, SURE_DOG)
+    alone, held = (
+        _annotated(scene(given, []))[0][2].score for given in ([owner], [owner, ((10, 10, 30, 30), DOG, SURE_DOG)])
+    )
+    assert held < alone

@@ -25,11 +25,17 @@ FOUND = 0.5
 TOUCHING = 0.1
 """Overlap from which a detection has to do with an annotated box."""
 
+PART = 0.8
+"""Share of a box inside another from which it is taken for a part of that object."""
+
 LEAST = 1e-3
 """A class of which the detector is surer than this that it is not there is as unlikely as one of which it is this sure."""
 
 LOSS_SCALE = 5.0
 """A class loss of so many nats makes an annotation 63 % incredible: one in 150 for its class."""
+
+SIZE_POWER = 0.05
+"""Of a box's share of the image, in the score of a spurious box."""
 
 Floats = NDArray[np.float64]
 
@@ -75,18 +81,23 @@ def missing_scores(iou: Floats, inside: Floats, scores: Floats) -> Floats:
     return missing
 
 
-def class_scores(probabilities: Floats, labels: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int64]]:
+def class_scores(
+    probabilities: Floats, labels: NDArray[np.int64], explained: Floats
+) -> tuple[Floats, NDArray[np.int64]]:
     """How likely each annotation has the wrong class, and the right one.
 
     With p of the likeliest other class and q of the annotated one: p, times how many times likelier it is, p / q. Their
-    product x becomes a score as x / (1 + x).
+    product x becomes a score as x / (1 + x). Of a class that a neighbour explains, half is taken away: there is a cat in
+    the box of a person who holds one.
 
     Args:
         probabilities: (G, C + 1) of the annotated boxes, background first.
         labels: (G,) 1..C.
+        explained: (G, C + 1) how far another annotation of each class shares the box: the larger of the two shares of
+            each other's area.
     """
     rows = np.arange(len(labels))
-    others = probabilities.copy()
+    others = probabilities * (1 - explained / 2)
     others[:, 0] = others[rows, labels] = 0
     best = others.argmax(axis=1)
     squared = others[rows, best] ** 2
@@ -100,11 +111,12 @@ def place_scores(
     """How likely each annotated box is in the wrong place, and the detection that is in the right one (-1: none).
 
     It looks like background, and beside it is a detection of its class and about its size that belongs to no annotation,
-    while none belongs to the annotated box: the product of these.
+    while none belongs to the annotated box: the product of these. A detection that holds a neighbour of the same class
+    too counts half: it may be of both.
 
     Args:
         iou: (G, D) overlaps of annotated boxes and detections.
-        alike: (G, D) how alike their sizes are, 0 for those of another class; see :func:`size_likeness`.
+        alike: (G, D) how alike their sizes are, less for those that hold a neighbour, and 0 for those of another class.
         scores: (D,) of the detections.
         background: (G,) probability that there is nothing in the annotated boxes.
         support: (G,) the highest score of a detection that belongs to the annotation.
@@ -118,19 +130,21 @@ def place_scores(
     return place, np.where(place > 0, best, -1)
 
 
-def spurious_scores(probabilities: Floats, labels: NDArray[np.int64], touching: Floats) -> Floats:
+def spurious_scores(probabilities: Floats, labels: NDArray[np.int64], touching: Floats, area: Floats) -> Floats:
     """How likely there is nothing in each annotated box: background with a large class loss, and no detection.
 
     The loss tells more than the probability of background, which is near 1 for small objects too: training has seen
-    to it that an object, however hard, is not as incredible as nothing.
+    to it that an object, however hard, is not as incredible as nothing. Small objects are the hardest all the same, so a
+    box of a hundredth of the image counts a fifth less than one that fills it.
 
     Args:
         probabilities: (G, C + 1) of the annotated boxes, background first.
         labels: (G,) 1..C.
         touching: (G,) the highest score of a detection of any class that touches the box.
+        area: (G,) share of the image.
     """
     loss = -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12))
-    spurious: Floats = probabilities[:, 0] * (1 - np.exp(-loss / LOSS_SCALE)) * (1 - touching)
+    spurious: Floats = probabilities[:, 0] * (1 - np.exp(-loss / LOSS_SCALE)) * (1 - touching) * area**SIZE_POWER
     return spurious
 
 
@@ -167,14 +181,12 @@ def _annotated(e: Evidence) -> list[tuple[Suspect, ...]]:
     """For each annotation that counts, what it would be as a suspect of each kind but the first."""
     record, labels = e.record, e.record.labels
     iou = pairwise_iou(record.boxes, e.boxes)
-    same = labels[:, None] == e.labels
-    support = np.where(same & (iou >= FOUND), e.scores, 0).max(axis=1, initial=0.0)
     touching = np.where(iou >= TOUCHING, e.scores, 0).max(axis=1, initial=0.0)
-    by_class, other = class_scores(e.probabilities, labels)
-    by_place, rival = place_scores(
-        iou, same * size_likeness(record.boxes, e.boxes), e.scores, e.probabilities[:, 0], support
+    by_class, other = class_scores(e.probabilities, labels, _explained(record, e.probabilities.shape[1]))
+    by_place, rival = _placed(e)
+    spurious = spurious_scores(
+        e.probabilities, labels, touching, np.clip(_areas(record.boxes) / (record.width * record.height), 0, 1)
     )
-    spurious = spurious_scores(e.probabilities, labels, touching)
     suspects: list[tuple[Suspect, ...]] = []
     for row in np.flatnonzero(~(record.difficult | record.crowd)).tolist():
         box, label = record.boxes[row], int(labels[row])
@@ -192,14 +204,53 @@ def _annotated(e: Evidence) -> list[tuple[Suspect, ...]]:
 def _missing(e: Evidence) -> list[Suspect]:
     iou = pairwise_iou(e.boxes, e.record.boxes)
     own = pairwise_inside(e.boxes, e.record.boxes) * (e.labels[:, None] == e.record.labels)
-    scores = missing_scores(iou, own, e.scores)
+    scores = missing_scores(iou, own, e.scores) * ~_belongs_to_a_misplaced(e)
     suspects: list[Suspect] = []
     for row in np.argsort(-scores, kind="stable"):
         box, label = e.boxes[row], int(e.labels[row])
         known = np.array([one.box for one in suspects]).reshape(-1, 4)
-        if scores[row] > 0 and not (pairwise_iou(box[None], known) >= 0.5).any():  # one object, seen as two classes
+        alike = np.array([one.new_label == label for one in suspects], dtype=bool)
+        seen = (pairwise_iou(box[None], known)[0] >= FOUND).any()  # perhaps as another class
+        part = (alike & (pairwise_inside(box[None], known)[0] >= PART)).any()
+        if scores[row] > 0 and not seen and not part:
             suspects.append(Suspect(e.record, KINDS[0], float(scores[row]), None, box, 0, "add", box, label))
     return suspects
+
+
+def _belongs_to_a_misplaced(e: Evidence) -> NDArray[np.bool_]:
+    """(D,) Detections that are sooner where an annotated box should be than objects without one."""
+    place, rival = _placed(e)
+    moved = np.zeros(len(e.scores), dtype=bool)
+    for row in np.flatnonzero(rival >= 0):
+        moved[rival[row]] |= place[row] >= 0.5 * e.scores[rival[row]]
+    return moved
+
+
+def _placed(e: Evidence) -> tuple[Floats, NDArray[np.int64]]:
+    """:func:`place_scores` of an image."""
+    iou = pairwise_iou(e.record.boxes, e.boxes)
+    same = e.record.labels[:, None] == e.labels
+    support: Floats = np.where(same & (iou >= FOUND), e.scores, 0).max(axis=1, initial=0.0)
+    mates = e.record.labels[:, None] == e.record.labels
+    inside = pairwise_inside(e.record.boxes, e.boxes)
+    neighbours = np.array([np.max(inside[row], axis=0, initial=0.0) for row in _others(mates)]).reshape(iou.shape)
+    alike = same * size_likeness(e.record.boxes, e.boxes) * (1 - neighbours / 2)
+    return place_scores(iou, alike, e.scores, e.probabilities[:, 0], support)
+
+
+def _explained(record: ImageRecord, classes: int) -> Floats:
+    """See :func:`class_scores`."""
+    shared = np.maximum(pairwise_inside(record.boxes, record.boxes), pairwise_inside(record.boxes, record.boxes).T)
+    explained = np.zeros((len(record.labels), classes))
+    for label in range(1, classes):
+        mates = np.broadcast_to(record.labels == label, shared.shape)
+        explained[:, label] = [np.max(shared[row, others], initial=0.0) for row, others in enumerate(_others(mates))]
+    return explained
+
+
+def _others(among: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+    """(G, G) -> for each annotation a mask (G,): which of the others are marked in its row."""
+    return list(among & ~np.eye(len(among), dtype=bool))
 
 
 def pairwise_iou(a: Floats, b: Floats) -> Floats:

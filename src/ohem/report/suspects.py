@@ -240,7 +240,8 @@ def _placed(e: Evidence) -> tuple[Floats, NDArray[np.int64]]:
 
 def _explained(record: ImageRecord, classes: int) -> Floats:
     """See :func:`class_scores`."""
-    shared = np.maximum(pairwise_inside(record.boxes, record.boxes), pairwise_inside(record.boxes, record.boxes).T)
+    inside = pairwise_inside(record.boxes, record.boxes)
+    shared = np.maximum(inside, inside.T)
     explained = np.zeros((len(record.labels), classes))
     for label in range(1, classes):
         mates = np.broadcast_to(record.labels == label, shared.shape)

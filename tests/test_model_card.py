@@ -47,6 +47,9 @@ def test_the_best_weights_come_with_the_accuracy_that_chose_them(tmp_path: Path)
     assert "0.5000 at iteration 20, the best of 3 looks" in text
     assert "`best.safetensors` of the run, the best on its validation split" in text
     assert "FasterRCNN" in text
+    last = ohem.export_weights(run.folder, tmp_path / "last", weights="last").read_text()
+    assert "0.3750 at iteration 30." in last  # of the weights that are given, not of the best
+    assert "the best" not in last
 
 
 def test_nothing_is_overwritten_and_only_a_run_is_described(tmp_path: Path) -> None:

@@ -97,7 +97,8 @@ def _card(run: Run, file: Path, title: str) -> str:
     first = (
         recipe.detector.weights if isinstance(recipe.detector, TorchvisionSpec) else recipe.detector.backbone.weights
     )
-    nameless = {"detector": spec.without_source(), "init_from": recipe.init_from and Path(recipe.init_from.name)}
+    without_paths = {"detector": spec.without_source(), "init_from": recipe.init_from and Path(recipe.init_from.name)}
+    validations = [record for record in log if record.get("kind") == "validation"]
     return CARD.format(
         title=title,
         what=f"torchvision's {spec.kind}"
@@ -108,7 +109,7 @@ def _card(run: Run, file: Path, title: str) -> str:
         file=file.name,
         chosen="the best on its validation split" if file == run.best_file else "after the last step",
         classes=", ".join(classes),
-        data=Path(info["data"]["name"]).name,
+        data=info["data"]["name"],
         images=info["data"]["images"],
         fingerprint=run.data_fingerprint()[:16],
         iterations=max((record["iteration"] for record in log), default=0),
@@ -117,16 +118,17 @@ def _card(run: Run, file: Path, title: str) -> str:
         sampler=str(recipe.sampler),
         pretrained=Path(first).name,
         machine=f"{info['machine']['cuda'] or info['machine']['processor']}, torch {info['machine']['packages']['torch']}",
-        accuracy=_accuracy([record for record in log if record.get("kind") == "validation"], recipe.evaluation.metric),
-        recipe=dump_recipe(recipe.model_copy(update=nameless)).strip(),
+        accuracy=_accuracy(validations, recipe.evaluation.metric, best=file == run.best_file),
+        recipe=dump_recipe(recipe.model_copy(update=without_paths)).strip(),
     )
 
 
-def _accuracy(validations: Sequence[dict[str, float]], metric: str) -> str:
+def _accuracy(validations: Sequence[dict[str, float]], metric: str, *, best: bool) -> str:
+    """What the validation split said of the weights that are given: its best, or those after the last step."""
     if not validations:
         return "It was trained without a validation split, so that nothing is known here of its accuracy."
-    best = max(validations, key=lambda record: record[metric])
-    return (
-        f"On its validation split: {metric} {best[metric]:.4f} at iteration {best['iteration']}, the best of {len(validations)} looks."
-        " That split chose the weights; a split of its own would say less."
-    )
+    looked = max(validations, key=lambda record: record[metric]) if best else validations[-1]
+    measured = f"On its validation split: {metric} {looked[metric]:.4f} at iteration {looked['iteration']}"
+    if not best:
+        return f"{measured}."
+    return f"{measured}, the best of {len(validations)} looks. That split chose the weights; another would say less."

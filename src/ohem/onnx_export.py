@@ -34,6 +34,15 @@ from ohem.workflow import SILENT, Reporter, open_dataset, open_proposals
 OPSET = 17
 """The first with RoIAlign that is half-pixel correct is 16."""
 
+OUTPUTS = ("boxes", "scores", "labels")
+
+FREE = {
+    "image": {1: "height", 2: "width"},
+    "proposals": {0: "proposals"},
+    **{name: {0: "detections"} for name in OUTPUTS},
+}
+"""Dimensions of inputs and outputs that may have any size, by name."""
+
 BOX_BAR = 1e-3
 """Pixels of the network's input."""
 
@@ -107,11 +116,8 @@ def export_onnx(source: Path, path: Path, *, weights: Weights = "best") -> Path:
             dynamo=False,  # torchvision's RoI operators have ONNX forms for this exporter only
             opset_version=OPSET,
             input_names=inputs,
-            output_names=["boxes", "scores", "labels"],
-            dynamic_axes={
-                **{name: {"image": {1: "height", 2: "width"}, "proposals": {0: "proposals"}}[name] for name in inputs},
-                **{name: {0: "detections"} for name in ("boxes", "scores", "labels")},
-            },
+            output_names=list(OUTPUTS),
+            dynamic_axes={name: FREE[name] for name in (*inputs, *OUTPUTS)},
         )
     model = onnx.load_from_string(exported.getvalue())
     onnx.helper.set_model_props(model, {"classes": "\n".join(classes), "ohem": version("ohem")})

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from ohem.cli.app import command
-from ohem.cli.options import BadBoxes, Data, Device, OtherClasses, ProposalFiles, UseFields, Workers
+from ohem.cli.options import BadBoxes, Data, Device, OtherClasses, ProposalFiles, UseFields, WhichWeights, Workers
 from ohem.console import Console
 
 
@@ -18,7 +18,7 @@ def evaluate(
     overrides: UseFields = None,
     proposals: ProposalFiles = None,
     out: Annotated[Path | None, typer.Option(help="New folder for metrics and detections; default in the run.")] = None,
-    weights: Annotated[Literal["best", "last"], typer.Option(help="best: on the validation split, if any.")] = "best",
+    weights: WhichWeights = "best",
     other_classes: OtherClasses = "drop",
     bad_boxes: BadBoxes = "error",
     device: Device = None,
@@ -74,7 +74,7 @@ def submit(
     out: Annotated[Path | None, typer.Option(help="New folder; default in the run.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the method, at the server; default: the run's.")] = None,
     testset: Annotated[str | None, typer.Option(help="COCO's name of the test set, if not as in the file's.")] = None,
-    weights: Annotated[Literal["best", "last"], typer.Option(help="best: on the validation split, if any.")] = "best",
+    weights: WhichWeights = "best",
     device: Device = None,
     workers: Workers = 1,
 ) -> None:
@@ -112,7 +112,7 @@ def detect(
     images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Files, folders, or globs in quotes.")],
     out: Annotated[Path | None, typer.Option(help="New folder for pictures and detections.json.")] = None,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Show detections with at least this score.")] = 0.5,
-    weights: Annotated[Literal["best", "last"], typer.Option(help="best: on the validation split, if any.")] = "best",
+    weights: WhichWeights = "best",
     device: Device = None,
     workers: Workers = 1,
 ) -> None:

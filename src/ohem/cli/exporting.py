@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ohem.cli.app import command
-from ohem.cli.options import ProposalFiles
+from ohem.cli.options import ProposalFiles, WhichWeights
 from ohem.console import Console
 from ohem.errors import OhemError
 
@@ -25,7 +25,7 @@ def export(
     ] = None,
     proposals: ProposalFiles = None,
     check: Annotated[int, typer.Option(min=1, help="How many of them.")] = 50,
-    weights: Annotated[Literal["best", "last"], typer.Option(help="best: on the validation split, if any.")] = "best",
+    weights: WhichWeights = "best",
 ) -> None:
     """Write a trained detector as ONNX, compared with PyTorch, or as weights with a model card.
 

@@ -20,6 +20,7 @@ UseFields = Annotated[
         autocompletion=use_fields,
     ),
 ]
+WhichWeights = Annotated[Literal["best", "last"], typer.Option(help="best: on the validation split, if any.")]
 Classes = Annotated[str | None, typer.Option(help="Class names in order, with commas between; default: the data's.")]
 OtherClasses = Annotated[
     Literal["error", "drop"], typer.Option(help="Objects of classes not in the list: refuse, or leave out and count.")

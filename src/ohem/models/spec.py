@@ -112,8 +112,8 @@ class ProposalSpec(Spec):
     """Which candidate regions the detector is given, in training and later.
 
     Attributes:
-        mode: of selective search, where no proposal file is named; ``quality`` makes several times as many, in as
-            many times the time.
+        mode: of selective search, where no proposal file is named; ``quality`` looks in more colour spaces and at more
+            scales, for more proposals and longer.
         max_per_image: the best this many are used; 0 uses all.
     """
 

@@ -29,7 +29,7 @@ PART = 0.8
 """Share of a box inside another from which it is taken for a part of that object."""
 
 LEAST = 1e-3
-"""A class of which the detector is surer than this that it is not there is as unlikely as one of which it is this sure."""
+"""Added to the probability of the annotated class: below it, how impossible the class looks makes no difference."""
 
 LOSS_SCALE = 5.0
 """A class loss of so many nats makes an annotation 63 % incredible: one in 150 for its class."""
@@ -184,9 +184,8 @@ def _annotated(e: Evidence) -> list[tuple[Suspect, ...]]:
     touching = np.where(iou >= TOUCHING, e.scores, 0).max(axis=1, initial=0.0)
     by_class, other = class_scores(e.probabilities, labels, _explained(record, e.probabilities.shape[1]))
     by_place, rival = _placed(e)
-    spurious = spurious_scores(
-        e.probabilities, labels, touching, np.clip(_areas(record.boxes) / (record.width * record.height), 0, 1)
-    )
+    area = _areas(record.boxes) / (record.width * record.height)
+    spurious = spurious_scores(e.probabilities, labels, touching, area)
     suspects: list[tuple[Suspect, ...]] = []
     for row in np.flatnonzero(~(record.difficult | record.crowd)).tolist():
         box, label = record.boxes[row], int(labels[row])
@@ -231,9 +230,9 @@ def _placed(e: Evidence) -> tuple[Floats, NDArray[np.int64]]:
     iou = pairwise_iou(e.record.boxes, e.boxes)
     same = e.record.labels[:, None] == e.labels
     support: Floats = np.where(same & (iou >= FOUND), e.scores, 0).max(axis=1, initial=0.0)
-    mates = e.record.labels[:, None] == e.record.labels
+    mates = (e.record.labels[:, None] == e.record.labels) & ~np.eye(len(iou), dtype=bool)
     inside = pairwise_inside(e.record.boxes, e.boxes)
-    neighbours = np.array([np.max(inside[row], axis=0, initial=0.0) for row in _others(mates)]).reshape(iou.shape)
+    neighbours = (mates[:, :, None] * inside).max(axis=1, initial=0.0)
     alike = same * size_likeness(e.record.boxes, e.boxes) * (1 - neighbours / 2)
     return place_scores(iou, alike, e.scores, e.probabilities[:, 0], support)
 
@@ -241,17 +240,9 @@ def _placed(e: Evidence) -> tuple[Floats, NDArray[np.int64]]:
 def _explained(record: ImageRecord, classes: int) -> Floats:
     """See :func:`class_scores`."""
     inside = pairwise_inside(record.boxes, record.boxes)
-    shared = np.maximum(inside, inside.T)
-    explained = np.zeros((len(record.labels), classes))
-    for label in range(1, classes):
-        mates = np.broadcast_to(record.labels == label, shared.shape)
-        explained[:, label] = [np.max(shared[row, others], initial=0.0) for row, others in enumerate(_others(mates))]
-    return explained
-
-
-def _others(among: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
-    """(G, G) -> for each annotation a mask (G,): which of the others are marked in its row."""
-    return list(among & ~np.eye(len(among), dtype=bool))
+    shared = np.maximum(inside, inside.T) * ~np.eye(len(inside), dtype=bool)
+    of_class = [(shared * (record.labels == label)).max(axis=1, initial=0.0) for label in range(classes)]
+    return np.stack(of_class, axis=1)
 
 
 def pairwise_iou(a: Floats, b: Floats) -> Floats:

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -24,7 +25,7 @@ def a_run(folder: Path, recipe: Recipe) -> Run:
     return run
 
 
-def test_the_card_tells_what_was_trained_on_what(tmp_path: Path) -> None:
+def test_the_card_tells_what_was_trained_on_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = a_run(tmp_path, small_recipe("seed=7", "init_from=secret/other.safetensors"))
     run.append({"kind": "train", "iteration": 20})
     card = ohem.export_weights(run.folder, tmp_path / "given")
@@ -36,6 +37,10 @@ def test_the_card_tells_what_was_trained_on_what(tmp_path: Path) -> None:
     assert "without a validation split" in text
     assert "secret" not in text
     assert (tmp_path / "given" / "weights.safetensors").read_bytes() == run.weights_file.read_bytes()
+    monkeypatch.chdir(tmp_path / "given")
+    names: dict[str, Any] = {}
+    exec(text.partition("```python\n")[2].partition("```")[0], names)
+    assert names["classes"] == CLASSES
 
 
 def test_the_best_weights_come_with_the_accuracy_that_chose_them(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def save_detector(path: Path, detector: FastRCNN, spec: AnyDetectorSpec, classes
     write_atomically(path, save(state, {"ohem": json.dumps(meta)}))
 
 
-def load_detector(path: Path) -> tuple[FastRCNN, AnyDetectorSpec, tuple[str, ...]]:
+def load_detector(path: Path | str) -> tuple[FastRCNN, AnyDetectorSpec, tuple[str, ...]]:
     """Rebuild a detector from :func:`save_detector`'s file: the detector in evaluation mode, its spec and classes.
 
     Args:
@@ -85,6 +85,7 @@ def load_detector(path: Path) -> tuple[FastRCNN, AnyDetectorSpec, tuple[str, ...
     Raises:
         OhemError: not such a file.
     """
+    path = Path(path)
     meta = _metadata(path)
     try:
         spec: AnyDetectorSpec = TypeAdapter(AnyDetectorSpec).validate_python(meta["spec"])

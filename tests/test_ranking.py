@@ -186,6 +186,7 @@ def memory_of_ranking(detector, count):
     """On a map so large that hardly two RoIs read the same cells."""
     rng = Generator().manual_seed(0)
     features = torch.rand(1, detector.head.fc[0].in_features // detector.head.pool_size**2, 60, 80, generator=rng)
+    features = features.contiguous(memory_format=torch.channels_last)  # as backbones give it; else pooling copies it
     corner = torch.rand(count, 2, generator=rng) * 600
     boxes = torch.cat([corner, corner + 16 + torch.rand(count, 2, generator=rng) * 300], dim=1)
     rois = Rois(boxes, torch.arange(count) % 2, torch.zeros(count), torch.zeros(count, 4))

@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from ohem.models.products import linear
 from ohem.models.roi_head import RoIHead
 from ohem.samplers import require_at_least, require_share
 
@@ -133,7 +134,7 @@ class ThinHead(nn.Module):
         values = torch.cat(pooled)
         for layer, down, up in zip(head.fc, self.down, self.up, strict=True):
             layer, down, up = cast(nn.Linear, layer), cast(nn.Linear, down), cast(nn.Linear, up)
-            outputs = layer(values)
+            outputs = linear(layer, values)
             mean = outputs.mean(dim=0)
             kept = min(down.out_features, len(outputs))
             axes = torch.zeros_like(up.weight)
@@ -148,7 +149,7 @@ class ThinHead(nn.Module):
         """About what :meth:`ohem.models.roi_head.RoIHead.hidden_of_many` gives without dropout; arguments as there."""
         hidden = head.pooled_products(features, boxes, cast(nn.Linear, self.down[0]))
         for i, up in enumerate(self.up):
-            hidden = up(hidden if i == 0 else self.down[i](hidden)).relu_()
+            hidden = linear(up, hidden if i == 0 else linear(self.down[i], hidden)).relu_()
         return hidden
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ohem.losses import at_least_float32
 from ohem.models.backbones import TORCHVISION, Backbone, freeze_batch_norm
+from ohem.models.products import linear
 from ohem.models.proposal_network import ProposalNetwork
 from ohem.models.roi_head import Feature, Pyramid, RoIHead
 from ohem.models.spec import TorchvisionSpec
@@ -87,7 +88,7 @@ class PyramidHead(RoIHead):
 
     def pooled_products(self, features: Feature, boxes: Tensor, layer: nn.Linear) -> Tensor:
         """See :meth:`ohem.models.roi_head.RoIHead.pooled_products`; all channels at once."""
-        return cast(Tensor, layer(self.pool_rois(features, boxes).flatten(1)))
+        return linear(layer, self.pool_rois(features, boxes).flatten(1))
 
     def train(self, mode: bool = True) -> "PyramidHead":
         """Training mode, with BatchNorm left in evaluation mode."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ohem.models.products import linear, onednn_fits
 from ohem.models.roi_pooling import align_rois, max_pool_cells, max_pool_rois
 
 POOLED_BYTES = 2**25
@@ -103,9 +104,8 @@ class RoIHead(nn.Module):
     def hidden_of_many(self, features: Feature, boxes: Tensor) -> Tensor:
         """What :attr:`cls_score` and :attr:`bbox_pred` get, for many RoIs at little cost and without gradient.
 
-        The first layer is a sum over blocks of channels, so that it works on many RoIs at once, as matrix products like
-        it, while no more than :data:`POOLED_BYTES` of pooled values exist. Up to the rounding of that sum, and the
-        random numbers of dropout, it is what the regular pass computes.
+        The first layer takes block after block, so that no more than :data:`POOLED_BYTES` of pooled values exist. Up to
+        the rounding of sums, and the random numbers of dropout, it is what the regular pass computes.
 
         Args:
             features: (1, C, H, W), already through :attr:`reduce`.
@@ -121,13 +121,19 @@ class RoIHead(nn.Module):
             hidden = first(self.pool_rois(features, boxes).flatten(1))
         hidden = self._drop(hidden.relu_())
         for layer in others:
-            hidden = self._drop(layer(hidden).relu_())
+            hidden = self._drop(linear(layer, hidden).relu_())
         return hidden
 
     @torch.no_grad()
     def pooled_products(self, features: Feature, boxes: Tensor, layer: nn.Linear) -> Tensor:
-        """``layer`` of the pooled values of RoIs, (R, its width), as a sum over blocks of channels."""
+        """``layer`` of the pooled values of RoIs, (R, its width), block by block: of RoIs, or a sum over channels."""
         features, cells = cast(Tensor, features), self.pool_size**2
+        if onednn_fits(layer, features):  # which is as fast with few RoIs at once, but slow with a part of the weights
+            rois = max(1, POOLED_BYTES // (layer.in_features * features.element_size()))
+            result = features.new_empty(len(boxes), layer.out_features)
+            for block, out in zip(torch.split(boxes, rois), torch.split(result, rois), strict=True):
+                out.copy_(linear(layer, self.pool_rois(features, block).flatten(1)))
+            return result
         channels = POOLED_BYTES // max(1, len(boxes) * cells * features.element_size())
         result = layer.bias.expand(len(boxes), -1).clone()
         start = 0

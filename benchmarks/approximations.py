@@ -33,7 +33,7 @@ NOT_TIMED = ("low_rank", "remembered, bfloat16")
 CPU = torch.device("cpu")
 
 
-def measure_savings(network: str, repeats: int) -> dict[str, dict[str, float]]:
+def measure_savings(network: str, repeats: int, names: Sequence[str]) -> dict[str, dict[str, float]]:
     """Time of an OHEM step with each approximation over FRCN's.
 
     Passes over all RoIs, which some make now and then, fall between those measured; ``refreshed`` counts them in.
@@ -43,7 +43,7 @@ def measure_savings(network: str, repeats: int) -> dict[str, dict[str, float]]:
     works = {
         "FRCN": lambda: steps.step("FRCN"),
         "exact": lambda: steps.step("OHEM"),
-        **_timed(steps.approximate_steps()),
+        **_timed(steps.approximate_steps(), names),
     }
     found = turns(works, repeats)
     rows = {}
@@ -60,11 +60,13 @@ def measure_savings(network: str, repeats: int) -> dict[str, dict[str, float]]:
     return rows
 
 
-def _timed(works: dict[str, Work]) -> dict[str, Work]:
-    return {name: work for name, work in works.items() if name not in NOT_TIMED}
+def _timed(works: dict[str, Work], names: Sequence[str]) -> dict[str, Work]:
+    return {name: work for name, work in works.items() if name in names and name not in NOT_TIMED}
 
 
-def measure_overlaps(data: Sequence[str], proposals: Sequence[str], head: str) -> dict[str, dict[str, float]]:
+def measure_overlaps(
+    data: Sequence[str], proposals: Sequence[str], head: str, names: Sequence[str]
+) -> dict[str, dict[str, float]]:
     """The share of the exact choice that each approximation finds, step by step of one training by the exact one.
 
     Dropout is off where choices are compared: two exact ones with dropout differ by its masks. The loss of a choice is
@@ -76,7 +78,7 @@ def measure_overlaps(data: Sequence[str], proposals: Sequence[str], head: str) -
         images = AnnotatedImages(dataset, open_proposals(dataset, proposals, recipe.detector.proposals, 1, console))
     detector = new_detector(recipe, images).train()
     set_method(detector, recipe)
-    shadows = {name: Shadow(detector, name) for name in APPROXIMATIONS}
+    shadows = {name: Shadow(detector, name) for name in names}
     _train(recipe, detector, images, list(shadows.values()))
     rows = {name: shadow.summary() for name, shadow in shadows.items()}
     for name, row in rows.items():

@@ -32,7 +32,7 @@ import peers
 import reading
 import steps
 from ohem.training.run import machine
-from subjects import FORMS, SIZES
+from subjects import APPROXIMATIONS, FORMS, SIZES
 
 RESULTS = Path(__file__).parent / "results"
 Options = argparse.Namespace
@@ -58,10 +58,13 @@ PARTS: dict[str, Part] = {
         "RoIs an image": memory.measure_memory_growth(),
     },
     "peers": per_network(peers.measure_peers, "mmdet_python"),
-    "savings": lambda options: {"vgg16": approximations.measure_savings("vgg16", options.repeats)},
+    "savings": lambda options: {
+        "vgg16": approximations.measure_savings("vgg16", options.repeats, options.approximations)
+    },
     "evaluation": lambda options: evaluation.measure_evaluation(options.images),
     "overlaps": lambda options: {
-        head: approximations.measure_overlaps(options.data, options.proposals, head) for head in approximations.HEADS
+        head: approximations.measure_overlaps(options.data, options.proposals, head, options.approximations)
+        for head in approximations.HEADS
     },
     "reading": lambda options: reading.measure_reading(options.data, options.proposals),
 }
@@ -75,6 +78,7 @@ def main() -> None:
     )
     parser.add_argument("--networks", nargs="+", choices=list(FORMS), default=list(FORMS))
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--approximations", nargs="+", choices=list(APPROXIMATIONS), default=list(APPROXIMATIONS))
     parser.add_argument("--images", type=int, default=50_000, help="of evaluation")
     parser.add_argument("--data", action="append", default=[], help=f"for {' and '.join(NEED_DATA)}")
     parser.add_argument("--proposals", action="append", default=[])
@@ -90,7 +94,8 @@ def main() -> None:
         file = RESULTS / f"{part}.json"
         before = json.loads(file.read_text()) if file.exists() else {}
         stamp = {"date": str(date.today()), "load": os.getloadavg()[0], "machine": machine()}
-        file.write_text(json.dumps({**before, **found, **stamp}, indent=1) + "\n")
+        kept = {name: {**before.get(name, {}), **rows} for name, rows in found.items()}
+        file.write_text(json.dumps({**before, **kept, **stamp}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ The floor is the ratio of the multiply-adds of convolutions and matrix products:
 OHEM, of one forward pass of the RoI head over all RoIs on top of them.
 """
 
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 import ohem
 from ohem.models.products import linear
@@ -48,7 +50,7 @@ def measure_steps(network: str, repeats: int) -> dict[str, dict[str, float]]:
 
 
 def measure_ranking(network: str, repeats: int) -> dict[str, float]:
-    """The read-only pass of one image and the choice, against the matrix products of its layers alone, by the faster library."""
+    """The read-only pass of one image and the choice, against the matrix products of its layers alone: ours, and torch's layers."""
     height, width, rois = SIZES[network]
     steps = FastRcnnSteps(network, rois, (height, width), images=1, batch=64)
     detector, head = steps.detector, steps.detector.head
@@ -59,18 +61,30 @@ def measure_ranking(network: str, repeats: int) -> dict[str, float]:
         pooled = torch.rand(len(labelled[0]), head.fc[0].in_features)
 
     @torch.no_grad()
-    def products() -> None:
+    def products(multiply: Callable[[nn.Module, Tensor], Tensor]) -> None:
         hidden = pooled
         for layer in head.fc:
-            hidden = linear(layer, hidden)
-        linear(head.cls_score, hidden)
-        linear(head.bbox_pred, hidden)
+            hidden = multiply(layer, hidden)
+        multiply(head.cls_score, hidden)
+        multiply(head.bbox_pred, hidden)
 
     def rank_and_choose() -> None:
         ohem.HardSampler(rois_per_image=64)(labelled, given(detector.rank(features, labelled)), steps.rng)
 
-    both = turns({"matrix products": products, "ranking": rank_and_choose}, repeats)
-    found = {**both.seconds(), **both.ratios("ranking", "matrix products")}
+    both = turns(
+        {
+            "matrix products": lambda: products(linear),
+            "torch's products": lambda: products(lambda layer, values: layer(values)),
+            "ranking": rank_and_choose,
+        },
+        repeats,
+    )
+    theirs = both.ratios("ranking", "torch's products")
+    found = {
+        **both.seconds(),
+        **both.ratios("ranking", "matrix products"),
+        **{f"{name} to torch's": value for name, value in theirs.items()},
+    }
     found["different RoIs"] = len(head.distinct(labelled[0].boxes)[0]) / len(labelled[0])
     print(line(f"{network}, {rois} RoIs", found))
     return found

@@ -35,8 +35,8 @@ APPROXIMATIONS: dict[str, Ranking] = {
     "half": HalfRanking(),
     "low_rank": LowRankRanking(),
     "low_rank, bfloat16": LowRankRanking(precision="bfloat16"),
-    "low_rank, bfloat16, 30 %": LowRankRanking(share=0.3, refresh=20, precision="bfloat16"),
     "low_rank, bfloat16, 40 %": LowRankRanking(share=0.4, refresh=20, precision="bfloat16"),
+    "low_rank, bfloat16, 60 %": LowRankRanking(share=0.6, refresh=20, precision="bfloat16"),
     "remembered, bfloat16": RememberedRanking(precision="bfloat16"),
 }
 

@@ -2,7 +2,8 @@
 
 torch hands float32 products on a CPU to MKL, which on processors that are not Intel's leaves half of their vector unit
 idle: on an AMD EPYC of 2025 oneDNN, which torch has along for its convolutions, takes less than half the time
-(``benchmarks/products.py``). Both compute in float32; their sums differ in order.
+(``benchmarks/products.py``). Both compute in float32; their sums differ in order. The operator is one that torch's compiler
+uses, and not public: where a torch does not have it, the layer is called.
 """
 
 from typing import cast

@@ -6,14 +6,20 @@ idle: on an AMD EPYC of 2025 oneDNN, which torch has along for its convolutions,
 uses, and not public: where a torch does not have it, the layer is called.
 """
 
+from collections.abc import Iterator
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+STEP = 64
+"""Rows of a product are a multiple of it: oneDNN keeps up to 2 MB for every number of rows that it has met."""
+MOST = 512
+"""Rows of a product."""
+
 
 def linear(layer: nn.Module, values: Tensor) -> Tensor:
-    """``layer(values)`` under ``torch.no_grad``, by oneDNN where :func:`onednn_fits` says so.
+    """``layer(values)`` under ``torch.no_grad``, by oneDNN where :func:`onednn_fits` says so and there are enough rows.
 
     Args:
         layer: a fully connected layer.
@@ -22,10 +28,33 @@ def linear(layer: nn.Module, values: Tensor) -> Tensor:
     Returns:
         (R, its outputs).
     """
-    if not onednn_fits(layer, values):
+    if len(values) < STEP or not onednn_fits(layer, values):
         return cast(Tensor, layer(values))
-    product = torch.ops.mkldnn._linear_pointwise
-    return cast(Tensor, product(values.contiguous(), layer.weight, layer.bias, "none", [], ""))
+    result = values.new_empty(len(values), cast(nn.Linear, layer).out_features)
+    for first, last in blocks(len(values), MOST):
+        part = values[first:last].contiguous()
+        result[first:last] = torch.ops.mkldnn._linear_pointwise(part, layer.weight, layer.bias, "none", [], "")
+    return result
+
+
+def blocks(rows: int, most: int) -> Iterator[tuple[int, int]]:
+    """First and last + 1 of blocks that cover all rows, of few lengths: multiples of :data:`STEP`, about ``most``.
+
+    Some rows are in two blocks, so that the last needs no other length. Fewer rows than a step are one block.
+    """
+    length = max(STEP, most // STEP * STEP)
+    first = 0
+    while rows - first > length:
+        yield first, first + length
+        first += length
+    rest = -(-(rows - first) // STEP) * STEP
+    if rest <= rows:
+        yield rows - rest, rows
+    elif rows < STEP:
+        yield 0, rows
+    else:
+        yield 0, rest - STEP
+        yield rows - STEP, rows
 
 
 def onednn_fits(layer: nn.Module, values: Tensor) -> bool:
@@ -36,7 +65,6 @@ def onednn_fits(layer: nn.Module, values: Tensor) -> bool:
         and values.device.type == "cpu"
         and values.dtype == layer.weight.dtype == torch.float32
         and layer.weight.is_contiguous()
-        and len(values) > 0
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ohem.models.products import linear, onednn_fits
+from ohem.models.products import blocks, linear, onednn_fits
 from ohem.models.roi_pooling import align_rois, max_pool_cells, max_pool_rois
 
 POOLED_BYTES = 2**25
@@ -129,10 +129,10 @@ class RoIHead(nn.Module):
         """``layer`` of the pooled values of RoIs, (R, its width), block by block: of RoIs, or a sum over channels."""
         features, cells = cast(Tensor, features), self.pool_size**2
         if onednn_fits(layer, features):  # which is as fast with few RoIs at once, but slow with a part of the weights
-            rois = max(1, POOLED_BYTES // (layer.in_features * features.element_size()))
+            rois = POOLED_BYTES // (layer.in_features * features.element_size())
             result = features.new_empty(len(boxes), layer.out_features)
-            for block, out in zip(torch.split(boxes, rois), torch.split(result, rois), strict=True):
-                out.copy_(linear(layer, self.pool_rois(features, block).flatten(1)))
+            for first, last in blocks(len(boxes), rois):
+                result[first:last] = linear(layer, self.pool_rois(features, boxes[first:last]).flatten(1))
             return result
         channels = POOLED_BYTES // max(1, len(boxes) * cells * features.element_size())
         result = layer.bias.expand(len(boxes), -1).clone()

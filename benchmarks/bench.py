@@ -94,8 +94,10 @@ def main() -> None:
         file = RESULTS / f"{part}.json"
         before = json.loads(file.read_text()) if file.exists() else {}
         stamp = {"date": str(date.today()), "load": os.getloadavg()[0], "machine": machine()}
-        kept = {name: {**before.get(name, {}), **rows} for name, rows in found.items()}
-        file.write_text(json.dumps({**before, **kept, **stamp}, indent=1) + "\n")
+        for name, value in found.items():
+            rows = isinstance(value, dict)
+            before[name] = {**before.get(name, {}), **value} if rows else value
+        file.write_text(json.dumps({**before, **stamp}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

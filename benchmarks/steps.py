@@ -50,7 +50,7 @@ def measure_steps(network: str, repeats: int) -> dict[str, dict[str, float]]:
 
 
 def measure_ranking(network: str, repeats: int) -> dict[str, float]:
-    """The read-only pass of one image and the choice, against the matrix products of its layers alone: ours, and torch's layers."""
+    """The read-only pass of one image and the choice, against its products alone: by oneDNN, and by torch's layers."""
     height, width, rois = SIZES[network]
     steps = FastRcnnSteps(network, rois, (height, width), images=1, batch=64)
     detector, head = steps.detector, steps.detector.head

@@ -104,8 +104,8 @@ class RoIHead(nn.Module):
     def hidden_of_many(self, features: Feature, boxes: Tensor) -> Tensor:
         """What :attr:`cls_score` and :attr:`bbox_pred` get, for many RoIs at little cost and without gradient.
 
-        The first layer takes block after block, so that no more than :data:`POOLED_BYTES` of pooled values exist. Up to
-        the rounding of sums, and the random numbers of dropout, it is what the regular pass computes.
+        The first layer takes block after block, so that no more than :data:`POOLED_BYTES` of pooled values exist, or those
+        of 64 RoIs. Up to the rounding of sums, and the random numbers of dropout, it is what the regular pass computes.
 
         Args:
             features: (1, C, H, W), already through :attr:`reduce`.

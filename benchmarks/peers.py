@@ -1,4 +1,4 @@
-"""Against peers, on the same network, image and RoIs: the loss layer as users write it, and MMDetection's sampler.
+"""Against peers, on the same network, image and RoIs: plain steps as users write them, and MMDetection's sampler.
 
 MMDetection is no dependency. Its wheels run on a CPU with a stub in place of mmcv's compiled operators:
 
@@ -10,6 +10,7 @@ MMDetection is no dependency. Its wheels run on a CPU with a stub in place of mm
 
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from torch import Tensor
 from torchvision.ops import nms, roi_align, roi_pool
 
 import ohem
-from ohem.losses import roi_losses
+from ohem.losses import RoiLosses, roi_losses
+from ohem.training.optimizer import clip
 from subjects import SIZES, FastRcnnSteps
 from timing import line, turns
 
@@ -27,13 +29,16 @@ TRAINED = 64
 
 
 def measure_peers(network: str, repeats: int, mmdet_python: Path | None) -> dict[str, dict[str, float]]:
-    """Steps of one image against a loss layer; ranking against MMDetection's."""
+    """Steps of one image against a loss layer, and FRCN's against a plain one; ranking against MMDetection's."""
     height, width, rois = SIZES[network]
     steps = FastRcnnSteps(network, rois, (height, width), images=1, batch=TRAINED)
-    works = {"ours": lambda: steps.step("OHEM"), "loss layer": lambda: loss_layer_step(steps)}
-    both = turns(works, repeats)
-    found = {"step": {**both.seconds(), **both.ratios("loss layer", "ours")}}
-    print(line(f"{network}, step", found["step"]))
+    hard = {"ours": lambda: steps.step("OHEM"), "loss layer": lambda: plain_step(steps, loss_layer)}
+    random = {"ours": lambda: steps.step("FRCN"), "plain": lambda: plain_step(steps, random_rois)}
+    found = {}
+    for name, peer, works in (("step", "loss layer", hard), ("FRCN step", "plain", random)):
+        both = turns(works, repeats)
+        found[name] = {**both.seconds(), **both.ratios(peer, "ours")}
+        print(line(f"{network}, {name}", found[name]), flush=True)
     if mmdet_python is None or len({layer.out_features for layer in steps.detector.head.fc}) > 1:
         print(f"{network}: MMDetection left out; it needs --mmdet-python, and its heads have layers of one width")
         return found
@@ -44,20 +49,42 @@ def measure_peers(network: str, repeats: int, mmdet_python: Path | None) -> dict
     return found
 
 
-def loss_layer_step(steps: FastRcnnSteps) -> None:
-    """All RoIs through the regular network with torchvision's operators; the hardest after NMS are trained on."""
-    detector, head = steps.detector, steps.detector.head
+def plain_step(steps: FastRcnnSteps, mine: Callable[[FastRcnnSteps, Tensor, ohem.Rois], Tensor]) -> None:
+    """A step as users write it: torch's own layout of images, torchvision's operators."""
+    detector = steps.detector
     ((image, proposals, target),) = steps.draw()
     steps.optimizer.zero_grad(set_to_none=True)
-    rois = detector.label(proposals, target)
-    (feature,) = detector.features([image])
+    backbone = detector.backbone
+    feature = detector.head.reduce(backbone.maps(backbone.preprocessing(image[None].float() / 255)))
+    mine(steps, feature, detector.label(proposals, target)).mean().backward()  # type: ignore[no-untyped-call]
+    clip(detector, steps.recipe.optimizer.clip_norm)
+    steps.optimizer.step()
+
+
+def loss_layer(steps: FastRcnnSteps, feature: Tensor, rois: ohem.Rois) -> Tensor:
+    """All RoIs through the regular network; the losses of the hardest after NMS."""
+    losses = losses_of(steps, feature, rois)
+    return losses[nms(rois.boxes, losses.detach(), 0.7)[:TRAINED]]
+
+
+def random_rois(steps: FastRcnnSteps, feature: Tensor, rois: ohem.Rois) -> Tensor:
+    """The losses of the heuristic sampler's RoIs."""
+    steps.set_form("FRCN")
+
+    def no_score(*, dropout: bool = True) -> list[RoiLosses]:
+        raise AssertionError("the heuristic sampler asks for no losses")
+
+    (chosen,) = steps.detector.sampler([rois], no_score, steps.rng)
+    return losses_of(steps, feature, rois[chosen])
+
+
+def losses_of(steps: FastRcnnSteps, feature: Tensor, rois: ohem.Rois) -> Tensor:
+    """(R,) by torchvision's pooling and torch's layers."""
+    head = steps.detector.head
     hidden = pool(head, feature, rois.boxes).flatten(1)
     for layer in head.fc:
         hidden = F.dropout(F.relu(layer(hidden)), head.dropout.p)
-    losses = roi_losses(head.cls_score(hidden), head.bbox_pred(hidden), rois).total
-    kept = nms(rois.boxes, losses.detach(), 0.7)[:TRAINED]
-    losses[kept].mean().backward()  # type: ignore[no-untyped-call]
-    steps.optimizer.step()
+    return roi_losses(head.cls_score(hidden), head.bbox_pred(hidden), rois).total
 
 
 def pool(head: Any, feature: Tensor, boxes: Tensor) -> Tensor:

@@ -61,6 +61,42 @@ def test_bytes_are_read_as_floats_up_to_one():
         assert torch.allclose(each[0, 0], blue - 102.9801, atol=1e-3)
 
 
+# ------------------------------------------------------------------------------------------------------------- layout
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "slow"),
+    [
+        ("vgg16", "AVX2", True),
+        ("vgg_cnn_m_1024", "AVX2", True),
+        ("resnet18", "AVX2", True),
+        ("resnet50", "AVX2", True),
+        ("tf_efficientnet_lite0", "AVX2", False),
+        ("vgg16", "AVX512", False),
+        ("vgg16", "DEFAULT", False),
+    ],
+)
+def test_dense_convolutions_train_in_torchs_own_layout_without_avx512(name, capability, slow, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    backbone = build_backbone(BackboneSpec(name=name, weights="none"))
+    images = torch.rand(2, 3, 64, 48)
+    assert backbone.prepare(images).is_contiguous(memory_format=torch.channels_last) is not slow
+    with torch.no_grad():
+        assert backbone.prepare(images).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_both_layouts_train_alike():
+    torch.manual_seed(0)
+    backbone, images, gradients = VGG16(), torch.rand(1, 3, 64, 48), []
+    for slow in (False, True):
+        backbone.slow_channels_last = slow
+        backbone.zero_grad()
+        backbone(images).square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in backbone.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()))
+
+
 # ------------------------------------------------------------------------------------------------------------- VGG16
 
 

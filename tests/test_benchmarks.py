@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import ohem
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from evaluation import measure_evaluation
-from peers import loss_layer_step, rois_of
+from peers import loss_layer, plain_step, random_rois, rois_of
 from subjects import APPROXIMATIONS, FastRcnnSteps
 from timing import Turns, operations, turns
 
@@ -25,14 +26,18 @@ def gradients(steps: FastRcnnSteps) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in steps.detector.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.parametrize(("form", "mine"), [("OHEM", loss_layer), ("FRCN", random_rois)])
 @pytest.mark.parametrize("pool", ["max", "align"])
-def test_the_loss_layer_that_users_write_trains_on_what_ours_does(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_steps_as_users_write_them_train_on_what_ours_do(
+    pool: str, form: str, mine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ours, theirs = (small_steps(f"detector.head.pool={pool}") for _ in range(2))
     for steps in (ours, theirs):
         monkeypatch.setattr(steps.optimizer, "step", lambda: None)
         monkeypatch.setattr("subjects.clip", lambda detector, norm: None)
-    ours.step("OHEM")
-    loss_layer_step(theirs)
+        monkeypatch.setattr("peers.clip", lambda detector, norm: None)
+    ours.step(form)
+    plain_step(theirs, mine)
     wanted = gradients(theirs)
     assert wanted.keys() == gradients(ours).keys()
     for name, gradient in gradients(ours).items():

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import timm
@@ -66,9 +67,22 @@ class Backbone(nn.Module):
         """(N, 3, H, W) RGB, uint8 or float in [0, 1], to what the first layer reads."""
         images = images.float().div(255) if images.dtype == torch.uint8 else images
         images = self.preprocessing(images)
-        if images.device.type == "cpu":  # oneDNN's convolutions are faster so, and pooling reads cells of all channels
+        if images.device.type == "cpu" and not (torch.is_grad_enabled() and self.slow_channels_last):
+            # oneDNN's convolutions are faster so, and pooling reads cells of all channels
             images = images.contiguous(memory_format=torch.channels_last)
         return images
+
+    @cached_property
+    def slow_channels_last(self) -> bool:
+        """Whether training is slower channels-last on this CPU.
+
+        Without AVX-512 oneDNN takes three to five times as long so for the gradient of the weights of a dense 3 x 3
+        convolution; depthwise ones and 1 x 1 are faster (``benchmarks/layouts.py``).
+        """
+        layers = [layer for layer in self.modules() if isinstance(layer, nn.Conv2d)]
+        dense = [layer for layer in layers if layer.groups == 1 and max(layer.kernel_size) > 1]
+        share = sum(layer.weight.numel() for layer in dense) / max(1, sum(layer.weight.numel() for layer in layers))
+        return share > 1 / 3 and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
     def maps(self, images: Tensor) -> Tensor:
         """The network proper, on preprocessed images."""

@@ -16,7 +16,7 @@ from ohem.studies.jobs import TrainJob, TuneJob, UseJob
 from ohem.studies.mini import mini_study
 from ohem.studies.paper import voc_row
 from ohem.studies.plan import Data, Study
-from ohem.studies.report import make_report, write_report
+from ohem.studies.report import make_report, text_rows, write_report
 from ohem.studies.reproduce import Sharing, open_study, reproduce
 from ohem.studies.runner import duration, needs_of, plan_jobs, progress_of, run_jobs, shard_of, targets
 from ohem.studies.tables import fill
@@ -187,6 +187,28 @@ def test_tables_show_the_paper_s_number_ours_and_the_difference(tmp_path: Path) 
     assert table.rows[0].missing == "not run yet"
 
 
+def test_a_table_with_a_base_tells_the_paired_differences(tmp_path: Path) -> None:
+    workshop = Workshop(mini_study({"main": Data(("a",), ("b",))}), tmp_path, SILENT)
+    put(workshop.results, "ohem", [60.0, 62.0, 58.0])
+    put(workshop.results, "ohem_half", [60.5, 61.5, 58.0])
+    put(workshop.results, "ohem_low_rank", [59.0])
+    report = make_report(workshop, "rankings", 3, {})
+    exact, half, low_rank = (row.cells[0].gain for row in report.tables[0].rows)
+    assert exact is None
+    assert half is not None
+    assert (half.mean, half.high) == pytest.approx((0.0, 4.303 * 0.5 / 3**0.5), abs=1e-3)  # Student's t of 2 degrees
+    assert low_rank is not None
+    assert low_rank.mean == -1.0
+    page = write_report(report, tmp_path, "rankings").read_text()
+    assert "difference to exact" in page
+    assert "+0.00 [-1.24, +1.24]" in page
+    assert [row[-1] for row in text_rows(report.tables[0]) if row[0].endswith("mAP")] == [
+        "-",
+        "+0.00 [-1.24, +1.24]",
+        "-1.00",
+    ]
+
+
 def test_the_page_has_figure_tables_and_verdicts_and_escapes_names(tmp_path: Path) -> None:
     workshop = Workshop(mini_study({"main": Data(("a",), ("b",))}), tmp_path, SILENT)
     put(workshop.results, "frcn", [60.0, 61.0])
@@ -330,7 +352,7 @@ def test_a_detector_that_makes_its_proposals_is_studied_without_any(tmp_path: Pa
 
 
 def test_unknown_targets_name_the_known_ones_before_any_data_are_made(tmp_path: Path) -> None:
-    with pytest.raises(OhemError, match="claims, figure3, joins, rivals, table1"):
+    with pytest.raises(OhemError, match="claims, figure3, joins, rankings, rivals, table1"):
         open_study("table7", "mini", tmp_path)
     assert list(tmp_path.iterdir()) == []
 

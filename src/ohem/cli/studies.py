@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def reproduce(
     console: Console,
     target: Annotated[
-        str, typer.Argument(help="table1 to table6, figure3, claims, rivals, or joins.", autocompletion=targets)
+        str,
+        typer.Argument(help="table1 to table6, figure3, claims, rivals, joins, or rankings.", autocompletion=targets),
     ],
     scale: Annotated[Literal["mini", "full"], typer.Option(help="One small network, or the paper's.")] = "mini",
     data: Annotated[

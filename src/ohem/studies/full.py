@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ohem.studies.mini import joins_table
+from ohem.studies.mini import RANKINGS, joins_table, rankings_table
 from ohem.studies.paper import TABLE6, coco_column, voc_row
 from ohem.studies.plan import Data, Row, Study, Table, Training, by_name
 
@@ -100,6 +100,7 @@ def full_study(folder: Path) -> Study:
         arm("stratified", f"{voc07}_ohem", "sampler=stratified"),
         arm("focal", f"{voc07}_all", "sampler=all", "loss=focal"),
         arm("ghm", f"{voc07}_all", "sampler=all", "loss=ghm"),
+        *(arm(name, f"{voc07}_ohem", ranking) for name, ranking in RANKINGS.items()),
     ]
     uses = {
         "plain": (),
@@ -138,7 +139,14 @@ def _tables() -> Mapping[str, Table]:
         ),
         Table("table6", "Impact of multi-scale and iterative bbox regression", ("map50",), _table6()),
         joins_table(),
-        Table("rivals", "Other ways to choose or weigh RoIs", ("map50", "map70", "loss_test"), _rivals()),
+        Table(
+            "rivals",
+            "Other ways to choose or weigh RoIs",
+            ("map50", "map70", "loss_test"),
+            _rivals(),
+            base=("ohem", "plain"),
+        ),
+        rankings_table(),
     )
     return {table.name: table for table in tables}
 

@@ -55,6 +55,7 @@ class Table:
         metrics: its columns; ``ap:*`` stands for one column a class.
         rows: its lines.
         note: what differs from the paper's table.
+        base: training and use that its rows are compared with, seed by seed; None: with the paper's numbers alone.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Table:
     metrics: tuple[str, ...]
     rows: tuple[Row, ...]
     note: str = ""
+    base: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,7 @@ def _text_cells(cell: Cell) -> tuple[str, ...]:
     ours = cell.ours
     spread = f"{number(ours.low, cell.metric)} to {number(ours.high, cell.metric)}" if cell.seeds > 1 else "-"
     difference = "-" if cell.difference is None else f"{cell.difference:+.1f}"
+    difference = difference if cell.gain is None else str(cell.gain)
     return paper, number(ours.mean, cell.metric), spread, str(cell.seeds), difference
 
 
@@ -182,5 +183,9 @@ def to_json(report: Report) -> dict[str, Any]:
 
 
 def _cell_json(cell: Cell) -> dict[str, Any]:
-    ours = None if cell.ours is None else {k: None if v != v else round(v, 4) for k, v in asdict(cell.ours).items()}
-    return {"metric": cell.metric, "paper": cell.paper, "ours": ours, "seeds": cell.seeds}
+    both = {"ours": cell.ours, "gain": cell.gain}
+    numbers = {
+        name: None if each is None else {k: None if v != v else round(v, 4) for k, v in asdict(each).items()}
+        for name, each in both.items()
+    }
+    return {"metric": cell.metric, "paper": cell.paper, **numbers, "seeds": cell.seeds}

@@ -23,12 +23,14 @@ class Cell:
         paper: the paper's; None where it has none.
         ours: mean and 95 % interval over seeds; None where nothing is finished.
         seeds: how many are.
+        gain: ours minus the table's base, over the seeds that both have; None where there is no base, or it is the row.
     """
 
     metric: str
     paper: float | None
     ours: Interval | None
     seeds: int
+    gain: Interval | None = None
 
     @property
     def difference(self) -> float | None:
@@ -53,6 +55,11 @@ class FilledTable:
     metrics: tuple[str, ...]
     rows: tuple[FilledRow, ...]
 
+    @property
+    def base_label(self) -> str:
+        """Of the row that the others are compared with; empty where there is none."""
+        return next((r.row.label for r in self.rows if (r.row.training, r.row.use) == self.table.base), "")
+
 
 def fill(table: Table, book: Book, study: Study) -> FilledTable:
     """A table from what is finished; the rest of it says so."""
@@ -62,14 +69,23 @@ def fill(table: Table, book: Book, study: Study) -> FilledTable:
         for metric in table.metrics
         for column in ([f"ap:{name}" for name in classes] if metric == "ap:*" else [metric])
     )
-    return FilledTable(table, metrics, tuple(_fill_row(row, metrics, book, study) for row in table.rows))
+    return FilledTable(table, metrics, tuple(_fill_row(row, metrics, table.base, book, study) for row in table.rows))
 
 
-def _fill_row(row: Row, metrics: tuple[str, ...], book: Book, study: Study) -> FilledRow:
-    cells = []
+def _fill_row(row: Row, metrics: tuple[str, ...], base: tuple[str, str] | None, book: Book, study: Study) -> FilledRow:
+    cells, own = [], (row.training, row.use)
     for metric in metrics:
         values = list(book.values(row.training, metric, row.use).values())
-        cells.append(Cell(metric, row.paper.get(metric), interval(values) if values else None, len(values)))
+        gains = book.differences(own, base, metric) if base and base != own else []
+        cells.append(
+            Cell(
+                metric,
+                row.paper.get(metric),
+                interval(values) if values else None,
+                len(values),
+                interval(gains) if gains else None,
+            )
+        )
     return FilledRow(row, tuple(cells), "" if any(cell.seeds for cell in cells) else _why_empty(row, book, study))
 
 

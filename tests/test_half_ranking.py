@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ohem.models import products
 from ohem.models.fast_rcnn import FastRCNN
 from ohem.ranking import ExactRanking, HalfRanking, LowRankRanking, Ranking, RememberedRanking
 from ohem.recipes.recipe import load_recipe
@@ -51,14 +52,59 @@ def test_what_trains_is_in_float32_and_all_weights_get_their_gradients(detector:
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_matrix_products_are_cast_and_pooling_is_not(detector: FastRCNN) -> None:
+def is_rounded(values: torch.Tensor) -> bool:
+    return torch.equal(values.float(), values.bfloat16().float())
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_matrix_products_are_cast_and_pooling_is_not(
+    detector: FastRCNN, own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "has_arithmetic", lambda device, precision: own)
     detector.rank_by(HalfRanking())
     seen = []
-    detector.head.cls_score.register_forward_hook(lambda layer, inputs, output: seen.append(output.dtype))
+    detector.head.cls_score.register_forward_hook(lambda layer, inputs, output: seen.append(is_rounded(output)))
     pool = detector.head.pool_rois
-    detector.head.pool_rois = lambda *args: seen.append(pool(*args).dtype) or pool(*args)  # type: ignore[method-assign]
+    detector.head.pool_rois = lambda *args: seen.append(is_rounded(pool(*args))) or pool(*args)  # type: ignore[method-assign]
     rank(detector, *scene(detector))
-    assert seen == [torch.float32, torch.bfloat16]
+    assert (any(seen[:-1]), seen[-1]) == (False, True)
+
+
+@pytest.mark.parametrize("ranking", HALVES, ids=str)
+def test_a_processor_without_the_arithmetic_makes_the_same_choice(
+    detector: FastRCNN, ranking: Ranking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, exact = [], losses_of(detector, ExactRanking())
+    for own in (True, False):
+        monkeypatch.setattr(products, "has_arithmetic", lambda device, precision, own=own: own)
+        found.append(losses_of(detector, ranking))
+    # Sums in another order, and now and then a last digit of an intermediate value: far less than what rounding changes.
+    assert (found[1] - found[0]).abs().mean() < 0.2 * (found[0] - exact).abs().mean()
+
+
+def test_layers_alone_are_rounded_and_their_numbers_stay_float32() -> None:
+    torch.manual_seed(0)
+    layer, values = torch.nn.Linear(40, 30), torch.randn(20, 40)
+    with torch.no_grad(), products.RoundedProducts(torch.bfloat16):
+        found, sums = layer(values), values @ values.t()
+    wanted = values.bfloat16().double() @ layer.weight.bfloat16().double().t() + layer.bias.bfloat16().double()
+    assert found.dtype == torch.float32
+    assert is_rounded(found)
+    torch.testing.assert_close(found.double(), wanted, rtol=2**-8, atol=1e-6)
+    assert torch.equal(sums, values @ values.t())
+
+
+def test_who_has_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    def has(**known: object) -> tuple[bool, bool]:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+        cpu = torch.device("cpu")
+        return tuple(products.has_arithmetic(cpu, p) for p in (torch.bfloat16, torch.float16))  # type: ignore[return-value]
+
+    assert has(architecture="x86_64", avx512_bf16=True, avx512_fp16=False) == (True, False)
+    assert has(architecture="x86_64", amx_bf16=True, amx_fp16=True) == (True, True)
+    assert has(architecture="x86_64", avx2=True) == (False, False)
+    assert has(architecture="aarch64") == (True, True)
+    assert products.has_arithmetic(torch.device("cuda"), torch.float16)
 
 
 def test_ranking_in_the_precision_of_the_run_is_the_run_s_business() -> None:

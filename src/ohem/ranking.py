@@ -30,7 +30,8 @@ class HalfRanking:
     """The loss of every RoI, by matrix products in half precision; RoI pooling and losses stay in float32.
 
     Attributes:
-        precision: bfloat16 for GPUs since Ampere and CPUs that know it (AVX512-BF16, AMX); float16 for other GPUs.
+        precision: bfloat16 for GPUs since Ampere and CPUs that know it (AVX512-BF16, AMX); float16 for other GPUs. An x86
+            CPU without it computes the same in the time of float32.
     """
 
     precision: Literal["bfloat16", "float16"] = "bfloat16"

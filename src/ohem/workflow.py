@@ -22,6 +22,7 @@ from ohem.evaluation.voc import VocResult, evaluate_voc
 from ohem.files import write_atomically
 from ohem.inference import detect
 from ohem.models.fast_rcnn import FastRCNN
+from ohem.models.products import has_arithmetic
 from ohem.models.spec import AnyDetectorSpec, ProposalSpec
 from ohem.models.weights import load_detector
 from ohem.proposals.cache import ProposalCache, ProposalSetting, default_cache_path, make_proposals
@@ -306,14 +307,20 @@ def _train(
         for observer in observers:
             observer(record)
 
-    start = time.perf_counter()
+    start, own_device = time.perf_counter(), processes.own_device(pick_device(device))
+    precision = getattr(prepared.recipe.ranking, "precision", "float32")
+    if precision != "float32" and not has_arithmetic(own_device, getattr(torch, precision)):
+        reporter.warn(
+            f"ranking.precision: this processor has no arithmetic for {precision}; float32 products of rounded numbers"
+            " take its place: the same choice, in the time of float32"
+        )
     finished = train_loop(
         prepared.run,
         prepared.recipe,
         prepared.detector,
         prepared.images,
         prepared.validation,
-        device=processes.own_device(pick_device(device)),
+        device=own_device,
         workers=workers,
         processes=processes,
         observe=observe,

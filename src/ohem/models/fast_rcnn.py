@@ -14,6 +14,7 @@ from torchvision.ops import clip_boxes_to_image
 from ohem.boxes import DeltaStats, decode_deltas
 from ohem.losses import RoiLosses, mean_losses, require_finite, roi_losses
 from ohem.models.backbones import Backbone
+from ohem.models.products import half_products
 from ohem.models.roi_head import Feature, RoIHead, read_only
 from ohem.ranking import ExactRanking, LossMemory, LowRankRanking, Ranking, RememberedRanking, ThinHead
 from ohem.reweighting import LogLoss, Reweighting
@@ -262,8 +263,13 @@ class FastRCNN(nn.Module):
             NonFiniteLossError: a loss is NaN or infinite.
             ValueError: images are to be remembered and have no numbers.
         """
-        with self._ranking_precision(), read_only(self.head, dropout=dropout):
-            losses = self._rank(list(features), list(rois), images)
+        with read_only(self.head, dropout=dropout):
+            thin = self.thin_head
+            if thin is not None and thin.is_due():
+                thin.fit(self.head, cast(list[Tensor], features), [image.boxes for image in rois])
+                thin = None
+            with self._ranking_precision():
+                losses = self._rank(list(features), list(rois), images, thin)
         require_finite(losses, rois)
         return losses
 
@@ -271,15 +277,14 @@ class FastRCNN(nn.Module):
         precision = getattr(self.ranking, "precision", "float32")
         if precision == "float32":
             return nullcontext()
-        return torch.autocast(self.delta_mean.device.type, getattr(torch, precision))
+        return half_products(self.delta_mean.device, getattr(torch, precision))
 
-    def _rank(self, features: list[Feature], rois: list[Rois], images: Sequence[int] | None) -> list[RoiLosses]:
+    def _rank(
+        self, features: list[Feature], rois: list[Rois], images: Sequence[int] | None, thin: ThinHead | None
+    ) -> list[RoiLosses]:
         if self.loss_memory is not None:
             return self._rank_remembered(self.loss_memory, features, rois, images)
-        thin = self.thin_head
-        if thin is None or thin.is_due():
-            if thin is not None:
-                thin.fit(self.head, cast(list[Tensor], features), [image.boxes for image in rois])
+        if thin is None:
             return [self._score_all(feature, image) for feature, image in zip(features, rois, strict=True)]
         guesses = [self._score_all(feature, image, thin) for feature, image in zip(features, rois, strict=True)]
         return [

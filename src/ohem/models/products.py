@@ -1,4 +1,4 @@
-"""Matrix products of many RoIs without gradient.
+"""Matrix products of many RoIs without gradient, in float32 and in half precision.
 
 torch hands float32 products on a CPU to MKL, which on processors that are not Intel's leaves half of their vector unit
 idle: on an AMD EPYC of 2025 oneDNN, which torch has along for its convolutions, takes less than half the time
@@ -6,11 +6,14 @@ idle: on an AMD EPYC of 2025 oneDNN, which torch has along for its convolutions,
 uses, and not public: where a torch does not have it, the layer is called.
 """
 
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 STEP = 64
 """Rows of a product are a multiple of it: oneDNN keeps up to 2 MB for every number of rows that it has met."""
@@ -72,3 +75,50 @@ def onednn_fits(layer: nn.Module, values: Tensor) -> bool:
         and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
+
+
+def half_products(device: torch.device, precision: torch.dtype) -> AbstractContextManager[Any]:
+    """Layers in half precision: by autocast, or by :class:`RoundedProducts` where :func:`has_arithmetic` says no."""
+    if has_arithmetic(device, precision):
+        return torch.autocast(device.type, precision)
+    return RoundedProducts(precision)
+
+
+def has_arithmetic(device: torch.device, precision: torch.dtype) -> bool:
+    """Whether a device multiplies bfloat16 or float16 itself. Asked of x86 processors; of others it is taken for granted."""
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if device.type != "cpu" or known.get("architecture") != "x86_64":
+        return True
+    name = {torch.bfloat16: "bf16", torch.float16: "fp16"}[precision]
+    return bool(known.get(f"avx512_{name}") or known.get(f"amx_{name}"))
+
+
+class RoundedProducts(TorchFunctionMode):
+    """What autocast computes, where it would be many times slower than float32: rounded numbers, multiplied in float32.
+
+    Inputs, weights and outputs of fully connected and convolutional layers are rounded to the precision and stay float32.
+    Up to the order of sums these are the numbers of a device with arithmetic for it, in the time of float32.
+
+    Args:
+        precision: rounded to.
+    """
+
+    def __init__(self, precision: torch.dtype) -> None:
+        super().__init__()
+        self.precision = precision
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Layers are rounded; everything else is left as it is."""
+        if func not in (F.linear, F.conv2d, getattr(torch.ops.mkldnn, "_linear_pointwise", None)):
+            return func(*args, **(kwargs or {}))
+        rounded = [self._round(value) if isinstance(value, Tensor) else value for value in args]
+        return self._round(func(*rounded, **(kwargs or {})))
+
+    def _round(self, values: Tensor) -> Tensor:
+        return values.to(self.precision).to(values.dtype)

@@ -142,7 +142,7 @@ class FastRcnnSteps:
             clock("ranking")
             (chosen,) = detector.sampler(rois, given(losses), self.rng)
             clock("NMS and choice")
-            loss = detector._losses(features[0], rois[0][chosen])
+            (loss,) = detector._losses(features, [rois[0][chosen]])
             clock("head, forward")
             ((loss.cls.mean() + loss.box.mean()) / self.images).backward()
             clock("backward")

@@ -14,6 +14,7 @@ from torchvision.models.detection._utils import BoxCoder
 
 from ohem.boxes import DeltaStats, decode_deltas
 from ohem.losses import mean_losses, roi_losses
+from ohem.models import roi_head
 from ohem.models.roi_head import RoIHead
 from ohem.models.spec import BackboneSpec, DetectorSpec, HeadSpec
 from ohem.models.weights import build_detector
@@ -327,6 +328,22 @@ def test_frozen_layers_get_no_gradient():
 
 
 # ------------------------------------------------------------------------------ a batch is its images, accumulated
+
+
+@pytest.mark.parametrize("joined", [2**27, 0])
+def test_rois_of_several_images_are_scored_as_those_of_each(joined, monkeypatch):
+    monkeypatch.setattr(roi_head, "JOINED_BYTES", joined)
+    torch.manual_seed(0)
+    head = RoIHead(8, 16, 2, pool_size=2, fc=(6,)).double().eval()
+    features = [torch.rand(1, 8, 5, 4).double(), torch.rand(1, 8, 3, 6).double(), torch.rand(1, 8, 5, 5).double()]
+    boxes = [torch.tensor([[0.0, 0, 30, 40], [8, 8, 60, 70]]), torch.zeros(0, 4), torch.tensor([[3.0, 3, 50, 50]])]
+    rows = []
+    head.cls_score.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    found = head.score_images(features, boxes)
+    assert rows == ([3] if joined else [2, 0, 1])
+    for each, feature, image in zip(found, features, boxes, strict=True):
+        for a, b in zip(each, head(feature, image), strict=True):
+            torch.testing.assert_close(a, b)
 
 
 def gradients(detector, losses):

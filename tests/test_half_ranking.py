@@ -46,7 +46,7 @@ def test_what_trains_is_in_float32_and_all_weights_get_their_gradients(detector:
     assert all(gradient is not None for gradient in found.values())
 
     detector.zero_grad()
-    own = detector._losses(detector.features([image])[0], step.rois[0][step.selected[0]])
+    (own,) = detector._losses(detector.features([image]), [step.rois[0][step.selected[0]]])
     own.total.mean().backward()
     for name, parameter in detector.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6)

@@ -111,11 +111,19 @@ def test_the_hardest_under_autocast_are_the_hardest_by_the_float32_losses_of_its
 
 def test_local_response_normalisation_does_not_overflow_in_float16() -> None:
     """300 squared is infinite in float16."""
-    values, norm = torch.full((1, 8, 2, 2), 300.0), (5, 5e-4, 0.75, 2.0)
-    wanted = nn.LocalResponseNorm(*norm)(values)
-    assert wanted.min() > 1
-    assert torch.equal(LocalResponseNorm(*norm)(values), wanted)
-    assert torch.equal(LocalResponseNorm(*norm)(values.half()), wanted)
+    values, norm = torch.full((1, 8, 2, 2), 300.0), LocalResponseNorm(5, 5e-4, 2.0)
+    assert norm(values).min() > 1
+    assert torch.equal(norm(values.half()), norm(values))
+
+
+@pytest.mark.parametrize("channels", [1, 4, 96])
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_local_response_normalisation_is_torchs(channels: int, size: int) -> None:
+    values = 40 * torch.randn(2, channels, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found, wanted = (
+        norm(values) for norm in (LocalResponseNorm(size, 5e-4, 2.0), nn.LocalResponseNorm(size, 5e-4, 0.75, 2.0))
+    )
+    torch.testing.assert_close(found, wanted)
 
 
 def test_float64_is_left_alone() -> None:

@@ -121,12 +121,31 @@ class VGG16(Backbone):
         return list(self.features[:10])
 
 
-class LocalResponseNorm(nn.LocalResponseNorm):
-    """In float32 at least: it squares, and in float16 the square of 256 is infinite, and its quotient silently 0."""
+class LocalResponseNorm(nn.Module):
+    """``torch.nn.LocalResponseNorm`` with beta 0.75, in a third of its time: no pooling in three dimensions, no powers.
+
+    In float32 at least: it squares, and in float16 the square of 256 is infinite, and its quotient silently 0.
+
+    Args:
+        size: of the window, in channels; odd.
+        alpha: times the mean of squares in the window.
+        k: added to that.
+    """
+
+    def __init__(self, size: int, alpha: float, k: float) -> None:
+        super().__init__()
+        self.size, self.alpha, self.k = size, alpha, k
 
     def forward(self, values: Tensor) -> Tensor:
-        """See ``torch.nn.LocalResponseNorm``."""
-        return super().forward(at_least_float32(values))
+        """(N, C, H, W) to the same, divided by the power 0.75 of ``k`` and the mean of squares around each channel."""
+        values = at_least_float32(values)
+        channels, beside = values.shape[1], self.size // 2
+        squares = F.pad(values.square(), (0, 0, 0, 0, beside, beside))
+        total = squares[:, :channels]
+        for first in range(1, self.size):
+            total = total + squares[:, first : first + channels]
+        root = (self.k + self.alpha / self.size * total).sqrt()
+        return values / (root * root.sqrt())
 
 
 class VGGCNNM1024(Backbone):
@@ -141,7 +160,7 @@ class VGGCNNM1024(Backbone):
         super().__init__(512, 16, preprocessing)
 
         def norm_and_pool() -> list[nn.Module]:
-            return [LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0), nn.MaxPool2d(3, 2, ceil_mode=True)]
+            return [LocalResponseNorm(5, alpha=5e-4, k=2.0), nn.MaxPool2d(3, 2, ceil_mode=True)]
 
         def conv(inputs: int, outputs: int, kernel: int, stride: int, padding: int) -> list[nn.Module]:
             return [nn.Conv2d(inputs, outputs, kernel, stride, padding), nn.ReLU(inplace=True)]

@@ -206,14 +206,14 @@ class FastRCNN(nn.Module):
     def _mine_read_only(self, score: ReadOnlyPass, rng: Generator) -> tuple[list[RoiLosses], list[Tensor]]:
         """Two passes: all RoIs without gradient, where the sampler asks for it; then the chosen ones with gradient."""
         selected = self.sampler(score.rois, score, rng)
-        chosen = zip(score.features, score.rois, selected, strict=True)
-        return [self._losses(feature, image[index]) for feature, image, index in chosen], selected
+        chosen = [image[index] for image, index in zip(score.rois, selected, strict=True)]
+        return self._losses(score.features, chosen), selected
 
     def _mine_in_loss_layer(
         self, features: list[Feature], rois: list[Rois], rng: Generator
     ) -> tuple[list[RoiLosses], list[Tensor], LossLayer]:
         """One pass over all RoIs with gradient, which also ranks."""
-        losses = [self._losses(feature, image) for feature, image in zip(features, rois, strict=True)]
+        losses = self._losses(features, rois)
         require_finite(losses, rois)
         score = LossLayer([RoiLosses(loss.cls.detach(), loss.box.detach()) for loss in losses])
         selected = self.sampler(rois, score, rng)
@@ -401,9 +401,9 @@ class FastRCNN(nn.Module):
         self.delta_mean.copy_(mean)
         self.delta_std.copy_(std)
 
-    def _losses(self, feature: Feature, rois: Rois) -> RoiLosses:
-        logits, deltas = self.head(feature, rois.boxes)
-        return roi_losses(logits, deltas, rois, beta=self.smooth_l1_beta)
+    def _losses(self, features: Sequence[Feature], rois: Sequence[Rois]) -> list[RoiLosses]:
+        scored = self.head.score_images(features, [image.boxes for image in rois])
+        return [roi_losses(*each, image, beta=self.smooth_l1_beta) for each, image in zip(scored, rois, strict=True)]
 
 
 def now(device: torch.device) -> float:

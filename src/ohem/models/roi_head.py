@@ -15,6 +15,8 @@ from ohem.models.roi_pooling import align_rois, max_pool_cells, max_pool_rois
 
 POOLED_BYTES = 2**25
 """Of pooled values in :meth:`RoIHead.hidden_of_many`."""
+JOINED_BYTES = 2**27
+"""Of pooled values that :meth:`RoIHead.score_images` joins: a copy of them, to read and update the weights once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +92,19 @@ class RoIHead(nn.Module):
         Returns:
             Logits (R, C + 1), background first, and normalised deltas (R, 4 * (C + 1)).
         """
-        hidden = self.pool_rois(features, boxes).flatten(1)
+        return self._score(self.pool_rois(features, boxes))
+
+    def score_images(self, features: Sequence[Feature], boxes: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """:meth:`forward` of several images. Where their RoIs are few, the layers take all of them at once."""
+        pooled = [self.pool_rois(*image) for image in zip(features, boxes, strict=True)]
+        if sum(each.nbytes for each in pooled) > JOINED_BYTES:
+            return [self._score(each) for each in pooled]
+        counts = [len(each) for each in boxes]
+        scores, deltas = self._score(torch.cat(pooled))
+        return list(zip(torch.split(scores, counts), torch.split(deltas, counts), strict=True))
+
+    def _score(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = pooled.flatten(1)
         for layer in self.fc:
             hidden = self.dropout(torch.relu(layer(hidden)))
         return self.cls_score(hidden), self.bbox_pred(hidden)

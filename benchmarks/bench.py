@@ -5,7 +5,7 @@
     python benchmarks/bench.py --data VOC@trainval --proposals trainval.mat --mmdet-python PYTHON
 
 Works take turns, so that ratios hold on a machine that is not quiet; figures are medians of ``--repeats``. Each part
-leaves ``results/PART.json``, and keeps there what it does not measure anew. How long they take is in README.md.
+leaves ``results/PART.json``, or one in ``--results``, and keeps there what it does not measure anew. How long they take is in README.md.
 
 CPU ratios are of the CPU time of all threads, which do not spin while they wait for each other; they hold where other
 processes take the cores away, too.
@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=50_000, help="of evaluation")
     parser.add_argument("--data", action="append", default=[], help=f"for {' and '.join(NEED_DATA)}")
     parser.add_argument("--proposals", action="append", default=[])
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files; one for each machine")
     parser.add_argument("--mmdet-python", type=Path, help="of an environment with MMDetection, for peers")
     options = parser.parse_args()
     print(f"{torch.get_num_threads()} threads; medians of {options.repeats}")
@@ -91,7 +92,8 @@ def main() -> None:
             continue
         print(f"\n{part}", flush=True)
         found = PARTS[part](options)
-        file = RESULTS / f"{part}.json"
+        options.results.mkdir(parents=True, exist_ok=True)
+        file = options.results / f"{part}.json"
         before = json.loads(file.read_text()) if file.exists() else {}
         stamp = {"date": str(date.today()), "load": os.getloadavg()[0], "machine": machine()}
         for name, value in found.items():

@@ -122,7 +122,7 @@ class VGG16(Backbone):
 
 
 class LocalResponseNorm(nn.Module):
-    """``torch.nn.LocalResponseNorm`` with beta 0.75, in a third of its time: no pooling in three dimensions, no powers.
+    """``torch.nn.LocalResponseNorm`` with beta 0.75, in less time: no pooling in three dimensions, no powers.
 
     In float32 at least: it squares, and in float16 the square of 256 is infinite, and its quotient silently 0.
 

@@ -1,8 +1,8 @@
 """Matrix products of many RoIs without gradient, in float32 and in half precision.
 
-torch hands float32 products on a CPU to MKL, which on processors that are not Intel's leaves half of their vector unit
-idle: on an AMD EPYC of 2025 oneDNN, which torch has along for its convolutions, takes less than half the time
-(``benchmarks/products.py``). Both compute in float32; their sums differ in order. The operator is one that torch's compiler
+torch hands float32 products on a CPU to MKL, which leaves half of the vector unit of AMD's processors with AVX-512 idle:
+oneDNN, which torch has along for its convolutions, takes less than half the time there, and about the same on one with
+AVX2 (``benchmarks/products.py``). Both compute in float32; their sums differ in order. The operator is one that torch's compiler
 uses, and not public: where a torch does not have it, the layer is called.
 """
 

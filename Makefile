@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 OHEM := $(VENV)/bin/ohem
 
-.PHONY: demo test lint docs bench coverage mutation faults licences clean
+.PHONY: demo test test-all lint docs bench coverage mutation faults licences clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -13,7 +13,10 @@ $(VENV)/.installed: pyproject.toml
 demo: $(VENV)/.installed  ## train the heuristic sampler and OHEM side by side on the built-in data
 	$(OHEM) demo
 
-test: lint  ## lint, type-check and run the tests, in as many processes as there are cores
+test: lint  ## lint, type-check and run the tests but the slow ones, in as many processes as there are cores
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto -m "not slow"
+
+test-all: lint  ## the same with the slow ones: several processes, full size, killed runs
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto
 
 lint: $(VENV)/.installed

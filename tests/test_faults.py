@@ -19,6 +19,8 @@ from ohem.training.run import Run, Sources
 from shapes import make_shapes, open_shapes, small_recipe
 from test_cli import SMALL, ohem
 
+pytestmark = pytest.mark.slow
+
 FAULTS = Path(__file__).parents[1] / "benchmarks/faults.py"
 
 

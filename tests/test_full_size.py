@@ -15,6 +15,8 @@ from ohem.models.spec import BackboneSpec, DetectorSpec, HeadSpec
 from ohem.models.weights import build_detector
 from ohem.samplers import HardSampler
 
+pytestmark = pytest.mark.slow
+
 name, pool_size, fc7, images = sys.argv[1], *map(int, sys.argv[2:])
 torch.set_num_threads(1)
 torch.manual_seed(0)

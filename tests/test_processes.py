@@ -20,6 +20,8 @@ from ohem.training.processes import ALONE, Processes
 from ohem.training.run import newest_folder
 from shapes import make_shapes
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 base: lite0
 iterations: 12

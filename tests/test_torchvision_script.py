@@ -17,6 +17,8 @@ from torchvision.models import detection
 import ohem
 from corruptions import make_coco
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 

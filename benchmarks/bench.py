@@ -5,7 +5,8 @@
     python benchmarks/bench.py --data VOC@trainval --proposals trainval.mat --mmdet-python PYTHON
 
 Works take turns, so that ratios hold on a machine that is not quiet; figures are medians of ``--repeats``. Each part
-leaves ``results/PART.json``, or one in ``--results``, and keeps there what it does not measure anew. How long they take is in README.md.
+leaves ``results/PART.json``, or one in ``--results``, and keeps there what it does not measure anew. How long they take
+is in README.md.
 
 CPU ratios are of the CPU time of all threads, which do not spin while they wait for each other; they hold where other
 processes take the cores away, too.

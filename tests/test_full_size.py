@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 STEP = """
 import resource, sys
 from pathlib import Path
@@ -14,8 +16,6 @@ import torch
 from ohem.models.spec import BackboneSpec, DetectorSpec, HeadSpec
 from ohem.models.weights import build_detector
 from ohem.samplers import HardSampler
-
-pytestmark = pytest.mark.slow
 
 name, pool_size, fc7, images = sys.argv[1], *map(int, sys.argv[2:])
 torch.set_num_threads(1)

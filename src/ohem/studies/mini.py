@@ -11,7 +11,7 @@ from ohem.studies.paper import TABLE6, coco_column, voc_row
 from ohem.studies.plan import Data, Row, Study, Table, Training, by_name
 
 RATES = (0.00025, 0.0005, 0.001)
-RANKINGS = {
+APPROXIMATE = {
     "ohem_half": "ranking=half",
     "ohem_low_rank": "ranking={kind: low_rank, share: 0.4, refresh: 20, precision: bfloat16}",
 }
@@ -64,7 +64,7 @@ def mini_study(data: Mapping[str, Data], recipe: str = "mini", shortest: int = 2
             arm("stratified", "sampler=stratified"),
             arm("focal", "sampler=all", "loss=focal"),
             arm("ghm", "sampler=all", "loss=ghm"),
-            *(arm(name, _HARD % 64, ranking, rate_of="ohem") for name, ranking in RANKINGS.items()),
+            *(arm(name, _HARD % 64, ranking, rate_of="ohem") for name, ranking in APPROXIMATE.items()),
         )
     )
     test_scales, far = f"image.test_scales={scales}", longest.removeprefix("detector.")

@@ -116,7 +116,8 @@ def _text_cells(cell: Cell) -> tuple[str, ...]:
     ours = cell.ours
     spread = f"{number(ours.low, cell.metric)} to {number(ours.high, cell.metric)}" if cell.seeds > 1 else "-"
     difference = "-" if cell.difference is None else f"{cell.difference:+.1f}"
-    difference = difference if cell.gain is None else str(cell.gain)
+    if cell.gain is not None:
+        difference = str(cell.gain)
     return paper, number(ours.mean, cell.metric), spread, str(cell.seeds), difference
 
 

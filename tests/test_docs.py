@@ -247,7 +247,7 @@ def test_extras_that_are_installed_exist() -> None:
 
 
 def test_make_targets_and_options_of_scripts_exist() -> None:
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     seen = 0
     for place, words in [*shell_lines(), *inline_code()]:
         if words[:1] == ["make"] and len(words) > 1:

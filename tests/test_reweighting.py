@@ -1,4 +1,4 @@
-"""Losses that weigh instead of choosing: focal loss against torchvision's, GHM-C against a slow reference."""
+"""Losses that weigh instead of choosing: focal loss against torchvision's, GHM against slow references."""
 
 import math
 
@@ -103,6 +103,8 @@ def test_class_and_box_loss_are_sums_divided_by_the_number_of_foreground_rois():
 
 # -------------------------------------------------------------------------------------------------------------- GHM-C
 
+GHM_C = GradientHarmonized(10, box_bins=None)
+
 
 def slow_ghm_weights(cls, bins):
     size = [1 - math.exp(-loss) for loss in cls]
@@ -117,7 +119,7 @@ def test_harmonized_weights_equal_the_slow_reference(sizes, bins):
     """Sizes of gradients in 64ths, a little up so that rounding moves none over the end of an interval."""
     cls = [-math.log(1 - g) + 1e-4 for g in sizes]
     losses = RoiLosses(torch.tensor(cls, dtype=torch.float64), torch.zeros(len(cls), dtype=torch.float64))
-    (found,) = GradientHarmonized(bins)([losses], [rois_of([0] * len(cls))])
+    (found,) = GradientHarmonized(bins, box_bins=None)([losses], [rois_of([0] * len(cls))])
     weights = slow_ghm_weights(cls, bins)
     assert found.cls.tolist() == pytest.approx([weight * loss for weight, loss in zip(weights, cls, strict=True)])
     assert sum(weights) == pytest.approx(len(cls))
@@ -126,7 +128,7 @@ def test_harmonized_weights_equal_the_slow_reference(sizes, bins):
 def test_the_crowd_of_easy_rois_and_the_few_very_hard_ones_count_like_any_other_interval():
     easy, medium, very_hard = [0.01] * 90, [0.7] * 8, [9.0] * 2
     losses = losses_of(easy + medium + very_hard)
-    (found,) = GradientHarmonized(10)([losses], [rois_of([0] * 100)])
+    (found,) = GHM_C([losses], [rois_of([0] * 100)])
     weights = found.cls / losses.cls
     for part in (weights[:90], weights[90:98], weights[98:]):
         assert part.sum().item() == pytest.approx(100 / 3, rel=1e-4)
@@ -138,7 +140,7 @@ def test_the_size_of_the_gradient_is_the_sigmoids_with_one_class():
     labels = [0, 1, 0, 1, 1]
     size = (z.sigmoid() - torch.tensor(labels)).abs()
     losses = two_classes(z, labels)
-    (found,) = GradientHarmonized(10)([losses], [rois_of(labels)])
+    (found,) = GHM_C([losses], [rois_of(labels)])
     interval = (size * 10).long().tolist()
     assert interval == [9, 9, 0, 4, 0]
     assert (found.cls / losses.cls).tolist() == pytest.approx([5 / (3 * n) for n in (2, 2, 2, 1, 2)])
@@ -146,32 +148,34 @@ def test_the_size_of_the_gradient_is_the_sigmoids_with_one_class():
 
 def test_the_weights_are_constants_to_the_gradient():
     cls = normal(30, spread=2).abs().requires_grad_()
-    (found,) = GradientHarmonized(5)([RoiLosses(cls, torch.zeros_like(cls))], [rois_of([0] * 30)])
+    (found,) = GHM_C([RoiLosses(cls, torch.zeros_like(cls))], [rois_of([0] * 30)])
     (slope,) = torch.autograd.grad(found.cls.sum(), cls)
     assert torch.allclose(slope, (found.cls / cls).detach())
 
 
 def test_losses_of_nothing_and_huge_losses_are_in_the_first_and_last_interval():
     losses = losses_of([0.0, 0.0, 200.0, 1e30])
-    (found,) = GradientHarmonized(30)([losses], [rois_of([0, 0, 1, 1])])
+    (found,) = GHM_C([losses], [rois_of([0, 0, 1, 1])])
     assert found.cls.tolist() == pytest.approx([0, 0, 200, 1e30])
 
 
 def test_box_losses_are_divided_by_the_number_of_foreground_rois():
     losses = losses_of([1.0] * 5, box=[0.0, 0.5, 0.0, 1.5, 0.0])
-    mean = trained_on(GradientHarmonized(), losses, rois_of([0, 1, 0, 2, 0]))
+    mean = trained_on(GHM_C, losses, rois_of([0, 1, 0, 2, 0]))
     assert (mean.cls.item(), mean.box.item()) == pytest.approx((1.0, 2 / 2))
 
 
 def test_ignored_rois_are_not_counted():
     cls = [0.1, 0.1, 3.0]
-    (plain,) = GradientHarmonized()([losses_of(cls)], [rois_of([0, 1, 2])])
-    (with_ignored,) = GradientHarmonized()([losses_of([*cls, 0.0, 0.0])], [rois_of([0, 1, 2, -1, -1])])
+    (plain,) = GHM_C([losses_of(cls)], [rois_of([0, 1, 2])])
+    (with_ignored,) = GHM_C([losses_of([*cls, 0.0, 0.0])], [rois_of([0, 1, 2, -1, -1])])
     assert with_ignored.cls.tolist() == pytest.approx([*plain.cls.tolist(), 0, 0])
 
 
 @pytest.mark.parametrize(
-    "reweight", [LogLoss(), FocalLoss(0.0, None), FocalLoss(0.5), FocalLoss(2.0, 0.6), GradientHarmonized(4)], ids=repr
+    "reweight",
+    [LogLoss(), FocalLoss(0.0, None), FocalLoss(0.5), FocalLoss(2.0, 0.6), GradientHarmonized(4, box_bins=None)],
+    ids=repr,
 )
 def test_gradients(reweight):
     """Of class and box losses, an ignored RoI among them; a small step moves no RoI into another of GHM's intervals."""
@@ -186,6 +190,68 @@ def test_gradients(reweight):
     assert torch.autograd.gradcheck(parts, (cls, box))
 
 
+# -------------------------------------------------------------------------------------------------------------- GHM-R
+
+
+def wrong_by(differences, labels):
+    """The losses of RoIs whose deltas are wrong by that much, and whose classes are right."""
+    rois = rois_of(labels)
+    given = torch.as_tensor(differences, dtype=torch.float64).reshape(len(labels), 4)
+    given = torch.where((rois.labels > 0)[:, None], given, 0.0)
+    box = F.smooth_l1_loss(given, torch.zeros_like(given), reduction="none").sum(dim=1)
+    return RoiLosses(torch.zeros_like(box), box, given), rois
+
+
+def slow_box_loss(differences, bins, mu):
+    """Of the deltas of foreground RoIs: the weighted mean of each delta, times the four deltas of a RoI."""
+    size = [abs(d) / math.sqrt(d * d + mu * mu) for d in differences]
+    interval = [min(int(g * bins), bins - 1) for g in size]
+    full = len(set(interval))
+    each = [math.sqrt(d * d + mu * mu) - mu for d in differences]
+    weights = [len(differences) / (interval.count(n) * full) for n in interval]
+    return 4 * sum(w * loss for w, loss in zip(weights, each, strict=True)) / len(differences)
+
+
+@given(
+    st.lists(st.tuples(*[st.floats(-3, 3)] * 4), min_size=1, max_size=10),
+    st.integers(0, 5),
+    st.sampled_from([1, 2, 10]),
+    st.sampled_from([0.02, 0.2, 1.0]),
+)
+@settings(deadline=None)
+def test_the_harmonized_box_loss_equals_the_slow_reference(differences, backgrounds, bins, mu):
+    rows = [*differences, *[(9.0,) * 4] * backgrounds]
+    losses, rois = wrong_by(rows, [1] * len(differences) + [0] * backgrounds)
+    mean = trained_on(GradientHarmonized(box_bins=bins, mu=mu), losses, rois)
+    assert mean.box.item() == pytest.approx(slow_box_loss([d for row in differences for d in row], bins, mu))
+
+
+def test_a_lone_outlier_counts_like_the_crowd_of_good_deltas():
+    """Of two RoIs' eight deltas seven are right and one is far off: two intervals, each with half of the weight."""
+    losses, rois = wrong_by([[0, 0, 0, 0], [0, 0, 0, 30.0]], [1, 2])
+    (found,) = GradientHarmonized(box_bins=10, mu=0.2)([losses], [rois])
+    assert found.box.tolist() == pytest.approx([0, 8 / (2 * 1) * (math.hypot(30, 0.2) - 0.2)])
+
+
+def test_the_slope_of_a_far_delta_is_that_of_smooth_l1_and_of_a_near_one_square():
+    losses, rois = wrong_by([[1e-3, 0.2, 50.0, -50.0]], [1])
+    losses.differences.requires_grad_()
+    (found,) = GradientHarmonized(box_bins=1, mu=0.2)([losses], [rois])
+    (slope,) = torch.autograd.grad(found.box.sum(), losses.differences)
+    assert slope[0].tolist() == pytest.approx([1e-3 / 0.2, 1 / math.sqrt(2), 1, -1], rel=1e-4)
+
+
+def test_without_intervals_of_deltas_the_box_loss_is_the_plain_one():
+    losses, rois = wrong_by([[0.1, 2.0, 0.0, -0.5]] * 3, [1, 0, 2])
+    (found,) = GHM_C([losses], [rois])
+    assert found.box.tolist() == pytest.approx((losses.box * 3 / 2).tolist())
+
+
+def test_losses_alone_are_too_little_for_it():
+    with pytest.raises(ValueError, match="GHM-R needs the differences of the deltas; found losses alone"):
+        GradientHarmonized()([losses_of([1.0], box=[1.0])], [rois_of([1])])
+
+
 # ---------------------------------------------------------------------------------------------------------- in a step
 
 ALL = [LogLoss(), FocalLoss(), GradientHarmonized(10)]
@@ -193,7 +259,7 @@ ALL = [LogLoss(), FocalLoss(), GradientHarmonized(10)]
 
 @pytest.mark.parametrize("reweight", ALL, ids=repr)
 def test_images_without_rois_cost_nothing(reweight):
-    empty = losses_of([])
+    empty = RoiLosses(torch.zeros(0), torch.zeros(0), torch.zeros(0, 4))
     mean = mean_losses(reweight([empty, empty], [rois_of([]), rois_of([])]))
     assert mean.total.item() == 0
 
@@ -209,8 +275,8 @@ def test_only_what_is_trained_on_changes(reweight):
         steps.append(detector.training_step([image_of()], [proposals_of(60)], [target()]))
     assert torch.equal(steps[0].selected[0], steps[1].selected[0])
     assert torch.equal(steps[0].score.losses[0].total, steps[1].score.losses[0].total)
-    chosen = [steps[0].score.losses[0][steps[0].selected[0]]], [steps[0].rois[0][steps[0].selected[0]]]
-    mean = mean_losses(reweight(*chosen))
+    chosen = [image[index] for image, index in zip(steps[0].rois, steps[0].selected, strict=True)]
+    mean = mean_losses(reweight(plain._losses(steps[0].score.features, chosen), chosen))
     assert steps[1].losses["loss_cls"].item() == pytest.approx(mean.cls.item(), rel=1e-4)
     assert steps[1].losses["loss_box"].item() == pytest.approx(mean.box.item(), rel=1e-4)
     assert (steps[0].losses == steps[1].losses) is (reweight == LogLoss())
@@ -238,6 +304,9 @@ def test_a_batchs_gradient_is_that_of_its_images_accumulated(reweight):
         (lambda: FocalLoss(gamma=np.nan), "gamma: found nan; allowed: 0 or more"),
         (lambda: FocalLoss(alpha=1.5), "alpha: found 1.5; allowed: 0 to 1, or none"),
         (lambda: GradientHarmonized(0), "bins: found 0; allowed: 1 or more"),
+        (lambda: GradientHarmonized(box_bins=0), "box_bins: found 0; allowed: 1 or more, or none"),
+        (lambda: GradientHarmonized(mu=0), "mu: found 0; allowed: more than 0"),
+        (lambda: GradientHarmonized(mu=math.nan), "mu: found nan; allowed: more than 0"),
     ],
 )
 def test_settings_without_sense_are_refused(make, message):
@@ -246,7 +315,10 @@ def test_settings_without_sense_are_refused(make, message):
 
 
 def test_the_defaults_are_those_of_the_papers():
-    assert (FocalLoss().gamma, FocalLoss().alpha, GradientHarmonized().bins) == (2.0, 0.25, 30)
+    """But for mu, 0.02 of deltas that are not normalised; a normalised delta in x is ten times as large."""
+    assert (FocalLoss().gamma, FocalLoss().alpha) == (2.0, 0.25)
+    ghm = GradientHarmonized()
+    assert (ghm.bins, ghm.box_bins, ghm.mu) == (30, 10, pytest.approx(0.02 / 0.1))
 
 
 def test_what_focal_loss_may_be_set_to():
@@ -263,11 +335,11 @@ def test_what_focal_loss_may_be_set_to():
 def test_the_largest_gradients_share_the_last_interval():
     """A probability of 0 makes g = 1, the end of the last interval and not the beginning of another."""
     cls = torch.tensor([200.0, -math.log(0.05), 0.01])  # g = 1, 0.95, 0.01, of four intervals
-    (found,) = GradientHarmonized(bins=4)([RoiLosses(cls, torch.zeros(3))], [rois_of([1, 1, 0])])
+    (found,) = GradientHarmonized(4, box_bins=None)([RoiLosses(cls, torch.zeros(3))], [rois_of([1, 1, 0])])
     assert (found.cls / cls).tolist() == pytest.approx([3 / (2 * 2), 3 / (2 * 2), 3 / (2 * 1)])
 
 
 def test_ignored_rois_weigh_nothing_in_the_harmonized_loss():
     cls = torch.tensor([1.0, 1.0])
-    (found,) = GradientHarmonized()([RoiLosses(cls, torch.zeros(2))], [rois_of([1, -1])])
+    (found,) = GHM_C([RoiLosses(cls, torch.zeros(2))], [rois_of([1, -1])])
     assert found.cls.tolist() == pytest.approx([1, 0])

@@ -36,10 +36,13 @@ class RoiLosses:
     Attributes:
         cls: (R,) softmax log loss; 0 for ignored RoIs.
         box: (R,) smooth-L1 loss summed over the four deltas; 0 for all but foreground RoIs.
+        differences: (R, 4) predicted less wanted deltas; 0 for all but foreground RoIs. None where only losses are
+            known.
     """
 
     cls: Tensor
     box: Tensor
+    differences: Tensor | None = None
 
     @property
     def total(self) -> Tensor:
@@ -47,7 +50,8 @@ class RoiLosses:
         return self.cls + self.box
 
     def __getitem__(self, index: Tensor | slice) -> "RoiLosses":
-        return RoiLosses(self.cls[index], self.box[index])
+        differences = None if self.differences is None else self.differences[index]
+        return RoiLosses(self.cls[index], self.box[index], differences)
 
 
 def roi_losses(logits: Tensor, deltas: Tensor, rois: Rois, *, beta: float = 1.0) -> RoiLosses:
@@ -71,11 +75,10 @@ def roi_losses(logits: Tensor, deltas: Tensor, rois: Rois, *, beta: float = 1.0)
     per_class = deltas.view(len(foreground), deltas.shape[1] // 4, 4)
     row = rois.labels[foreground] if per_class.shape[1] > 1 else torch.zeros_like(foreground)
     chosen = per_class[torch.arange(len(foreground), device=row.device), row]
-    each = F.smooth_l1_loss(
-        chosen.to(logits.dtype), rois.deltas[foreground].to(logits.dtype), beta=beta, reduction="none"
-    )
-    box = torch.zeros_like(cls).index_copy(0, foreground, each.sum(dim=1))
-    return RoiLosses(cls, box)
+    wrong = chosen.to(logits.dtype) - rois.deltas[foreground].to(logits.dtype)
+    differences = wrong.new_zeros(len(rois), 4).index_copy(0, foreground, wrong)
+    box = F.smooth_l1_loss(differences, torch.zeros_like(differences), beta=beta, reduction="none").sum(dim=1)
+    return RoiLosses(cls, box, differences)
 
 
 def anchor_losses(objectness: Tensor, deltas: Tensor, anchors: Rois, *, beta: float = TORCHVISION_BETA) -> RoiLosses:

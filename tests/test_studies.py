@@ -209,6 +209,31 @@ def test_a_table_with_a_base_tells_the_paired_differences(tmp_path: Path) -> Non
     ]
 
 
+def test_each_length_of_training_is_compared_with_the_line_above_it(tmp_path: Path) -> None:
+    workshop = Workshop(mini_study({"main": Data(("a",), ("b",))}), tmp_path, SILENT)
+    for name, values in (("frcn", [60.0, 61.0]), ("ohem", [60.5, 61.5]), ("frcn_twice_as_long", [60.0, 62.0])):
+        put(workshop.results, name, values)
+    put(workshop.results, "ohem_twice_as_long", [62.0, 65.0])
+    report = make_report(workshop, "lengths", 2, {})
+    gains = [row.cells[0].gain for row in report.tables[0].rows]
+    assert [gain.mean if gain else None for gain in gains] == [None, None, None, 0.5, None, 2.5, None, None]
+    assert "difference to the line above it" in write_report(report, tmp_path, "lengths").read_text()
+
+
+def test_lengths_are_multiples_of_the_recipes_own_at_the_rate_of_their_sampler(tmp_path: Path) -> None:
+    (tmp_path / "short.yaml").write_text("base: mini\niterations: 30\n")
+    data = make_shapes(tmp_path / "data", train=2, test=1)
+    study = open_study(
+        "lengths", "mini", tmp_path, data=f"{data}@train", test=f"{data}@test", recipe=str(tmp_path / "short.yaml")
+    )
+    for arm in ("frcn", "ohem"):
+        trainings = [study.trainings[f"{arm}_{length}_as_long"] for length in ("half", "twice", "four_times")]
+        assert [training.overrides[-1] for training in trainings] == [f"iterations={n}" for n in (15, 60, 120)]
+        assert {training.rate_of for training in trainings} == {arm}
+    tuned = {job.name.split("-")[1] for job in plan_jobs(study, "lengths", 1) if isinstance(job, TuneJob)}
+    assert tuned == {"frcn", "ohem"}
+
+
 def test_the_page_has_figure_tables_and_verdicts_and_escapes_names(tmp_path: Path) -> None:
     workshop = Workshop(mini_study({"main": Data(("a",), ("b",))}), tmp_path, SILENT)
     put(workshop.results, "frcn", [60.0, 61.0])
@@ -352,7 +377,7 @@ def test_a_detector_that_makes_its_proposals_is_studied_without_any(tmp_path: Pa
 
 
 def test_unknown_targets_name_the_known_ones_before_any_data_are_made(tmp_path: Path) -> None:
-    with pytest.raises(OhemError, match="claims, figure3, joins, rankings, rivals, table1"):
+    with pytest.raises(OhemError, match="claims, figure3, joins, lengths, rankings, rivals, table1"):
         open_study("table7", "mini", tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -5,7 +5,7 @@ import typer
 USE = ("detector.detection.", "detector.image.", "detector.proposals.")
 """Fields that may still change when a detector is trained, by ``detection.``, ``image.``, ``proposals.``."""
 
-TARGETS = (*(f"table{n}" for n in range(1, 7)), "figure3", "claims", "rivals", "joins", "rankings")
+TARGETS = (*(f"table{n}" for n in range(1, 7)), "figure3", "claims", "rivals", "joins", "rankings", "lengths")
 """Of ``ohem reproduce``."""
 
 

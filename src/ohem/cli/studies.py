@@ -20,7 +20,9 @@ def reproduce(
     console: Console,
     target: Annotated[
         str,
-        typer.Argument(help="table1 to table6, figure3, claims, rivals, joins, or rankings.", autocompletion=targets),
+        typer.Argument(
+            help="table1 to table6, figure3, claims, rivals, joins, rankings, or lengths.", autocompletion=targets
+        ),
     ],
     scale: Annotated[Literal["mini", "full"], typer.Option(help="One small network, or the paper's.")] = "mini",
     data: Annotated[

@@ -17,19 +17,23 @@ APPROXIMATE = {
 }
 """Training -> its approximate ranking."""
 
+LENGTHS = {"_half_as_long": 0.5, "": 1, "_twice_as_long": 2, "_four_times_as_long": 4}
+"""What is added to a training's name -> so many times the recipe's iterations."""
+
 _RANDOM = "sampler={kind: random, rois_per_image: %d, fg_fraction: %s, bg_lo: %s}"
 _HARD = "sampler={kind: hard, rois_per_image: %d}"
 _FRCN, _BG0 = _RANDOM % (64, 0.25, 0.1), _RANDOM % (64, 0.25, 0.0)
 _ONE_IMAGE = "images_per_step=1"
 
 
-def mini_study(data: Mapping[str, Data], recipe: str = "mini", shortest: int = 240) -> Study:
+def mini_study(data: Mapping[str, Data], recipe: str = "mini", shortest: int = 240, iterations: int = 1000) -> Study:
     """The study over these data.
 
     Args:
         data: ``main``, and ``coco`` where there is one.
         recipe: what all trainings share.
         shortest: the shortest side of that recipe's images; several scales are 0.8, 1 and 1.2 times it.
+        iterations: that recipe's.
     """
     scales = [round(factor * shortest) for factor in (0.8, 1.0, 1.2)]
     longest = f"detector.image.longest={round(shortest * 5 / 3)}"
@@ -65,6 +69,12 @@ def mini_study(data: Mapping[str, Data], recipe: str = "mini", shortest: int = 2
             arm("focal", "sampler=all", "loss=focal"),
             arm("ghm", "sampler=all", "loss=ghm"),
             *(arm(name, _HARD % 64, ranking, rate_of="ohem") for name, ranking in APPROXIMATE.items()),
+            *(
+                arm(f"{base}{name}", sampler, f"iterations={round(times * iterations)}", rate_of=base)
+                for name, times in LENGTHS.items()
+                if name
+                for base, sampler in (("frcn", _FRCN), ("ohem", _HARD % 64))
+            ),
         )
     )
     test_scales, far = f"image.test_scales={scales}", longest.removeprefix("detector.")
@@ -172,6 +182,7 @@ def _tables() -> Mapping[str, Table]:
             ("ohem", "plain"),
         ),
         rankings_table(),
+        _lengths_table(),
     )
     return {table.name: table for table in tables}
 
@@ -208,6 +219,20 @@ def rankings_table() -> Table:
         tuple(Row(label, training) for label, training in rows),
         "not in the paper",
         ("ohem", "plain"),
+    )
+
+
+def _lengths_table() -> Table:
+    """Whether OHEM's gain waits for longer training; each length at the rate that is best for the recipe's own."""
+    rows = []
+    for name, length in LENGTHS.items():
+        frcn = f"frcn{name}"
+        rows += [
+            Row(f"Fast R-CNN, {length:g} times the iterations", frcn),
+            Row(f"OHEM, {length:g} times the iterations", f"ohem{name}", base=(frcn, "plain")),
+        ]
+    return Table(
+        "lengths", "Shorter and longer trainings", ("map50", "map70", "loss_test"), tuple(rows), "not in the paper"
     )
 
 

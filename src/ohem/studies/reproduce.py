@@ -78,10 +78,10 @@ def open_study(
     if coco is not None:
         found["coco"] = Data((coco,))
     name = recipe or ("mini_demo" if data is None else "mini")
-    shared = load_recipe(name).detector
-    if shared.given_proposals is None:
+    shared = load_recipe(name)
+    if shared.detector.given_proposals is None:
         found = {key: replace(each, proposals=(), test_proposals=()) for key, each in found.items()}
-    return mini_study(found, name, shared.image.shortest)
+    return mini_study(found, name, shared.detector.image.shortest, shared.iterations)
 
 
 def _main_data(

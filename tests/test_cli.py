@@ -269,7 +269,7 @@ def test_help_does_not_load_torch() -> None:
 def test_ctrl_c_saves_and_resume_finishes(tmp_path: Path) -> None:
     data = make_shapes(tmp_path / "data")
     command = [sys.executable, "-m", "ohem", "train"]
-    start = [*command, "lite0", *SMALL, "iterations=40", "log_every=1", "--data", f"{data}@train", "--run", "run"]
+    start = [*command, "lite0", *SMALL, "iterations=25", "log_every=1", "--data", f"{data}@train", "--run", "run"]
     with subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         for line in running.stdout:
@@ -284,7 +284,7 @@ def test_ctrl_c_saves_and_resume_finishes(tmp_path: Path) -> None:
     resumed = subprocess.run([*command, "--resume", "run"], capture_output=True, text=True, check=True)
     assert Path("run/weights.safetensors").exists(), resumed.stderr
     iterations = [json.loads(line)["iteration"] for line in Path("run/log.jsonl").read_text().splitlines()]
-    assert iterations == list(range(1, 41))
+    assert iterations == list(range(1, 26))
 
 
 def test_a_run_is_not_resumed_on_changed_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

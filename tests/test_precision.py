@@ -15,6 +15,7 @@ from ohem.errors import OhemError
 from ohem.losses import at_least_float32, mean_losses, roi_losses
 from ohem.models.backbones import LocalResponseNorm
 from ohem.models.fast_rcnn import FastRCNN
+from ohem.models.products import has_arithmetic
 from ohem.models.weights import load_detector
 from ohem.recipes.recipe import Recipe
 from ohem.samplers import AllSampler, HardSampler
@@ -43,6 +44,11 @@ def start(folder: Path, recipe: Recipe, images: AnnotatedImages) -> Run:
     return Run.create(folder, recipe, Sources(("data",)), images.dataset, "fingerprint")
 
 
+def half_size(*overrides: str) -> Recipe:
+    """Pictures of half their size: processors without half precision take long for each pixel."""
+    return small_recipe("detector.image.shortest=36", "detector.image.longest=48", *overrides)
+
+
 def trained(folder: Path, recipe: Recipe, images: AnnotatedImages, detector: FastRCNN | None = None) -> Run:
     run = start(folder, recipe, images)
     assert train(run, recipe, detector or new_detector(recipe, images), images, workers=0)
@@ -63,8 +69,8 @@ def overflowing(recipe: Recipe, images: AnnotatedImages) -> FastRCNN:
 @pytest.mark.parametrize("name", BACKBONES)
 def test_every_detector_ranks_and_trains_under_autocast_and_accumulates(name: str, dtype: torch.dtype) -> None:
     """Losses and gradients are float32; those of two images one by one, with half the weight, are the batch's."""
-    if (name, dtype) == ("vgg16", torch.float16):
-        pytest.skip("ten seconds on processors without float16; its layers are the other backbones' too")
+    if name == "vgg16" and not has_arithmetic(CPU, dtype):
+        pytest.skip(f"half a minute on processors without {dtype}; its layers are the other backbones' too")
     detector = new_random_detector(name, dropout=0.0)
     detector.sampler = AllSampler()
     batch = [image_of(0), image_of(1)], [proposals_of(40, 0), proposals_of(30, 1)], [target(), target()]
@@ -141,14 +147,15 @@ def test_bfloat16_learns_and_keeps_its_weights_and_their_average_in_float32(
     shapes: Path, images: AnnotatedImages, tmp_path: Path
 ) -> None:
     held_out = AnnotatedImages(*open_shapes(shapes, "test"))
-    recipe = small_recipe("precision=bfloat16", "ema=0.9", "iterations=80", "evaluation.every=80")
+    recipe = small_recipe("precision=bfloat16", "ema=0.9", "iterations=25", "evaluation.every=25")
     run = start(tmp_path / "run", recipe, images)
     detector = new_detector(recipe, images)
     assert train(run, recipe, detector, images, held_out, workers=0)
     assert {p.dtype for p in detector.parameters()} == {torch.float32}
     assert not {t.dtype for t in load_file(run.weights_file).values()} & {*HALVES}
     *steps, validation = run.log()
-    assert validation["voc07"] > 0.7
+    assert measure(new_detector(recipe, held_out), recipe, held_out, workers=0) < 0.2
+    assert validation["voc07"] > 0.5
     # What was validated is what was kept: the average.
     averaged = load_detector(run.weights_file)[0]
     assert measure(averaged, recipe, held_out, workers=0) == pytest.approx(validation["voc07"], abs=1e-6)
@@ -166,11 +173,11 @@ def test_interrupted_training_ends_in_the_same_weights(
     settings: tuple[str, ...], accumulate: str, images: AnnotatedImages, tmp_path: Path
 ) -> None:
     """Also the loss scale, which has fallen by the interruption, and the count of skipped steps."""
-    recipe = small_recipe(*settings, f"accumulate={accumulate}", "iterations=10", "detector.head.dropout=0.5")
+    recipe = half_size(*settings, f"accumulate={accumulate}", "iterations=6", "detector.head.dropout=0.5")
     whole = trained(tmp_path / "whole", recipe, images, overflowing(recipe, images))
 
     def interrupt(record: Mapping[str, Any]) -> None:
-        if record["kind"] == "progress" and record["done"] == 6:
+        if record["kind"] == "progress" and record["done"] == 4:
             signal.raise_signal(signal.SIGINT)
 
     broken = start(tmp_path / "broken", recipe, images)
@@ -183,7 +190,7 @@ def test_interrupted_training_ends_in_the_same_weights(
 
 
 def test_an_overflow_in_float16_is_skipped_and_counted(images: AnnotatedImages, tmp_path: Path) -> None:
-    recipe = small_recipe("precision=float16", "iterations=8", "log_every=1")
+    recipe = half_size("precision=float16", "iterations=8", "log_every=1")
     detector = overflowing(recipe, images)
     weights = []
 
@@ -208,7 +215,7 @@ def test_a_loss_that_overflows_is_skipped_too_and_its_step_is_left_out_of_the_lo
     images: AnnotatedImages, tmp_path: Path
 ) -> None:
     """The first step of all, before anything has been scaled."""
-    recipe = small_recipe("precision=float16", "iterations=2", "log_every=1", "ema=0.9")
+    recipe = half_size("precision=float16", "iterations=2", "log_every=1", "ema=0.9")
     detector = new_detector(recipe, images)
     bias = detector.head.cls_score.bias.detach()
     bias[0] = 1e5  # finite in float32, infinite in float16
@@ -227,7 +234,7 @@ def test_a_loss_that_overflows_is_skipped_too_and_its_step_is_left_out_of_the_lo
 
 
 def test_a_loss_that_no_scale_mends_stops_float16_and_leaves_its_step(images: AnnotatedImages, tmp_path: Path) -> None:
-    recipe = small_recipe("precision=float16", "iterations=40")
+    recipe = half_size("precision=float16", "iterations=40")
     detector = new_detector(recipe, images)
     nn.init.constant_(detector.head.cls_score.bias[:1], torch.nan)
     run = start(tmp_path / "run", recipe, images)
@@ -306,8 +313,8 @@ def test_the_average_is_the_slow_reference_s_and_training_does_not_know_of_it(
     images: AnnotatedImages, tmp_path: Path
 ) -> None:
     settings = ("iterations=12", "snapshot_every=1", "checkpoint_every=12")
-    plain = trained(tmp_path / "plain", small_recipe(*settings), images)
-    averaged = trained(tmp_path / "averaged", small_recipe("ema=0.5", *settings), images)
+    plain = trained(tmp_path / "plain", half_size(*settings), images)
+    averaged = trained(tmp_path / "averaged", half_size("ema=0.5", *settings), images)
     weights = [load_file(plain.snapshot_file(done)) for done in range(1, 13)]
     wanted = {key: tensor.double() for key, tensor in weights[0].items()}
     for updates, now in enumerate(weights):
@@ -323,7 +330,7 @@ def test_the_average_is_the_slow_reference_s_and_training_does_not_know_of_it(
 
 
 def test_skipped_steps_are_not_averaged(images: AnnotatedImages, tmp_path: Path) -> None:
-    recipe = small_recipe("precision=float16", "ema=0.9", "iterations=6", "log_every=6")
+    recipe = half_size("precision=float16", "ema=0.9", "iterations=6", "log_every=6")
     run = trained(tmp_path / "run", recipe, images, overflowing(recipe, images))
     state = torch.load(run.checkpoint_file, weights_only=True)
     assert 0 < run.log()[-1]["skipped"] < 6

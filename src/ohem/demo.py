@@ -95,12 +95,16 @@ def _train(
         f"snapshot_every={min(EARLY, iterations)}",
     ]
     if folder.exists():
-        recipe = Run.open(folder).recipe()
+        run = Run.open(folder)
+        recipe = run.recipe()
         if (recipe.iterations, recipe.seed) != (iterations, seed):
             raise OhemError(
                 f"{folder}: found a run of {recipe.iterations} iterations, seed {recipe.seed};"
                 f" allowed: the same ({iterations}, {seed} asked for), or another --out"
             )
+        if run.weights_file.exists():
+            reporter.say(f"{folder}: already trained to the end")
+            return
         command = ["train", "--resume", str(folder)]
     else:
         command = ["train", "demo", *settings, "--data", data, "--proposals", str(cache), "--run", str(folder)]

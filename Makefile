@@ -7,7 +7,7 @@ OHEM := $(VENV)/bin/ohem
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet --no-compile --editable '.[dev]'
 	touch $@
 
 demo: $(VENV)/.installed  ## train the heuristic sampler and OHEM side by side on the built-in data

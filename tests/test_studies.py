@@ -278,6 +278,7 @@ detector:
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """A study of one table, finished."""
     folder = tmp_path_factory.mktemp("study")
     shapes = make_shapes(folder / "data", train=10, test=6)
     (folder / "small.yaml").write_text(SMALL)
@@ -285,13 +286,16 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
         "table4", "mini", folder, data=f"{shapes}@train", test=f"{shapes}@test", recipe=str(folder / "small.yaml")
     )
     kept = {name: study.trainings[name] for name in ("frcn", "ohem", "frcn_quarter", "ohem_quarter")}
-    return Workshop(replace(study, trainings=kept, rates=(0.001,)), folder / "out", SILENT, workers=0)
-
-
-def test_a_study_runs_once_and_leaves_a_page(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OHEM_CACHE", str(workshop.out / "cache"))
-    report, page = reproduce(workshop, "table4", 1, Sharing())
+    workshop = Workshop(replace(study, trainings=kept, rates=(0.001,)), folder / "out", SILENT, workers=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OHEM_CACHE", str(folder / "cache"))
+        report, _ = reproduce(workshop, "table4", 1, Sharing())
     assert not report.not_run
+    return workshop
+
+
+def test_a_study_runs_once_and_leaves_a_page(workshop: Workshop) -> None:
+    page = workshop.out / "table4.html"
     text, numbers = page.read_text(), json.loads(page.with_suffix(".json").read_text())
     assert "OHEM, all images" in text
     assert "not run yet" not in text

@@ -376,7 +376,7 @@ def test_an_average_of_the_weights_and_an_approximate_ranking_go_with_it(shapes:
 
 
 def test_lower_precision_goes_with_it(shapes: Path, tmp_path: Path) -> None:
-    """Few iterations: processors without bfloat16 take a hundred times as long."""
+    """Few iterations: processors without bfloat16 take many times as long."""
     images = open_split(shapes, "train")
     recipe = small_faster_recipe("precision=bfloat16", "ema=0.9", "iterations=8", "log_every=4")
     run = start(tmp_path / "run", recipe, images)

@@ -147,20 +147,21 @@ def test_bfloat16_learns_and_keeps_its_weights_and_their_average_in_float32(
     shapes: Path, images: AnnotatedImages, tmp_path: Path
 ) -> None:
     held_out = AnnotatedImages(*open_shapes(shapes, "test"))
-    recipe = small_recipe("precision=bfloat16", "ema=0.9", "iterations=25", "evaluation.every=25")
+    steps, learned = (80, 0.7) if has_arithmetic(CPU, torch.bfloat16) else (25, 0.5)  # else it takes minutes
+    recipe = small_recipe("precision=bfloat16", "ema=0.9", f"iterations={steps}", f"evaluation.every={steps}")
     run = start(tmp_path / "run", recipe, images)
     detector = new_detector(recipe, images)
     assert train(run, recipe, detector, images, held_out, workers=0)
     assert {p.dtype for p in detector.parameters()} == {torch.float32}
     assert not {t.dtype for t in load_file(run.weights_file).values()} & {*HALVES}
-    *steps, validation = run.log()
+    first, *_, validation = run.log()
     assert measure(new_detector(recipe, held_out), recipe, held_out, workers=0) < 0.2
-    assert validation["voc07"] > 0.5
+    assert validation["voc07"] > learned
     # What was validated is what was kept: the average.
     averaged = load_detector(run.weights_file)[0]
     assert measure(averaged, recipe, held_out, workers=0) == pytest.approx(validation["voc07"], abs=1e-6)
     assert not torch.equal(averaged.head.cls_score.weight, detector.head.cls_score.weight)
-    assert "skipped" not in steps[0]
+    assert "skipped" not in first
 
 
 @pytest.mark.parametrize(

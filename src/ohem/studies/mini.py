@@ -226,10 +226,9 @@ def _lengths_table() -> Table:
     """Whether OHEM's gain waits for longer training; each length at the rate that is best for the recipe's own."""
     rows = []
     for name, length in LENGTHS.items():
-        frcn = f"frcn{name}"
         rows += [
-            Row(f"Fast R-CNN, {length:g} times the iterations", frcn),
-            Row(f"OHEM, {length:g} times the iterations", f"ohem{name}", base=(frcn, "plain")),
+            Row(f"Fast R-CNN, {length:g} times the iterations", f"frcn{name}"),
+            Row(f"OHEM, {length:g} times the iterations", f"ohem{name}", against_above=True),
         ]
     return Table(
         "lengths", "Shorter and longer trainings", ("map50", "map70", "loss_test"), tuple(rows), "not in the paper"

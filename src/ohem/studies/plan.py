@@ -37,14 +37,14 @@ class Row:
         training: the name of one.
         use: how its detector is used at test time: a key of :attr:`Study.uses`.
         paper: the paper's numbers, by metric.
-        base: training and use that it is compared with in place of the table's.
+        against_above: compared with the line above it, in place of the table's base.
     """
 
     label: str
     training: str
     use: str = "plain"
     paper: Mapping[str, float] = field(default_factory=dict)
-    base: tuple[str, str] | None = None
+    against_above: bool = False
 
 
 @dataclass(frozen=True)

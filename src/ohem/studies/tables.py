@@ -23,7 +23,8 @@ class Cell:
         paper: the paper's; None where it has none.
         ours: mean and 95 % interval over seeds; None where nothing is finished.
         seeds: how many are.
-        gain: ours minus the row's or the table's base, over the seeds that both have; None where there is no base, or it is the row.
+        gain: ours minus the table's base or the row above, over the seeds that both have; None where there is no base,
+            or it is the row.
     """
 
     metric: str
@@ -58,7 +59,7 @@ class FilledTable:
     @property
     def base_label(self) -> str:
         """Of the row that the others are compared with; empty where there is none."""
-        if any(r.row.base for r in self.rows):
+        if any(r.row.against_above for r in self.rows):
             return "the line above it"
         return next((r.row.label for r in self.rows if (r.row.training, r.row.use) == self.table.base), "")
 
@@ -71,9 +72,11 @@ def fill(table: Table, book: Book, study: Study) -> FilledTable:
         for metric in table.metrics
         for column in ([f"ap:{name}" for name in classes] if metric == "ap:*" else [metric])
     )
-    return FilledTable(
-        table, metrics, tuple(_fill_row(row, metrics, row.base or table.base, book, study) for row in table.rows)
-    )
+    rows = []
+    for above, row in zip((None, *table.rows), table.rows, strict=False):
+        base = (above.training, above.use) if above and row.against_above else table.base
+        rows.append(_fill_row(row, metrics, base, book, study))
+    return FilledTable(table, metrics, tuple(rows))
 
 
 def _fill_row(row: Row, metrics: tuple[str, ...], base: tuple[str, str] | None, book: Book, study: Study) -> FilledRow:

@@ -76,13 +76,16 @@ def open_shapes(folder: Path, split: str) -> tuple[DetectionDataset, Proposals]:
     return dataset, random_proposals(dataset)
 
 
+PRETRAINED = ("detector.backbone={name: tf_efficientnet_lite0, weights: imagenet, strides: [16], scales: [6.0]}",)
+"""For what is to be learned in seconds."""
+
+
 def small_recipe(*overrides: str) -> Recipe:
-    """lite0 with a small head on the pictures as they are."""
+    """A small network of random weights, for the pictures as they are."""
     settings = (
+        "detector.backbone={name: lcnet_035, weights: none, strides: [16], scales: null}",
         "detector.image.shortest=72",
         "detector.image.longest=96",
-        "detector.backbone.strides=[16]",
-        "detector.backbone.scales=[6.0]",
         "detector.head.channels=32",
         "detector.head.pool_size=3",
         "detector.head.fc=[64]",

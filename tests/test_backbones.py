@@ -316,6 +316,11 @@ def test_preprocessing_is_that_of_its_weights():
     assert TimmBackbone("tf_efficientnet_lite0").preprocessing == Preprocessing((0.5,) * 3, (0.5,) * 3)
 
 
+def test_a_network_for_one_size_of_image_is_refused():
+    with pytest.raises(OhemError, match="found 'vit_tiny_patch16_224', which does not take images of any size"):
+        TimmBackbone("vit_tiny_patch16_224")
+
+
 def test_batch_norm_uses_its_stored_statistics_always():
     backbone = TimmBackbone("resnet18").train()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}

@@ -15,13 +15,12 @@ from PIL import Image
 
 from corruptions import CORRUPTIONS, Corruption, make_coco, make_voc, make_yolo
 from ohem.cli import main
-from shapes import make_shapes
+from shapes import PRETRAINED, make_shapes
 
 SMALL = [
+    "detector.backbone={name: lcnet_035, weights: none, strides: [16], scales: null}",
     "detector.image.shortest=72",
     "detector.image.longest=96",
-    "detector.backbone.strides=[16]",
-    "detector.backbone.scales=[6.0]",
     "detector.head.channels=32",
     "detector.head.pool_size=3",
     "detector.head.fc=[64]",
@@ -70,7 +69,7 @@ def test_the_main_job_from_annotated_images_to_boxes_on_pictures(
     assert "recall of" in recall
     assert "proposals of 24 images made" in recall
 
-    train = ["train", "lite0", *SMALL, "iterations=60", "schedule.warmup=5", "--workers", 0]
+    train = ["train", "lite0", *SMALL, *PRETRAINED, "iterations=60", "schedule.warmup=5", "--workers", 0]
     assert ohem(*train, "--data", f"{data}@train", "--val", f"{data}@test", "--run", "run") == 0
     told = capsys.readouterr().out
     assert "validation voc07 mAP" in told
@@ -114,7 +113,7 @@ def test_a_detector_that_makes_its_proposals_goes_the_same_road_without_any(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = make_shapes(tmp_path / "data")
-    small = [*SMALL, "detector.rpn={anchor_sizes: [32], train_proposals: 60, test_proposals: 30}"]
+    small = [*SMALL, *PRETRAINED, "detector.rpn={anchor_sizes: [32], train_proposals: 60, test_proposals: 30}"]
     train = ["train", "fasterrcnn_lite0", *small, "iterations=60", "schedule.warmup=5", "sampler.rois_per_image=16"]
     given = ["--data", f"{data}@train", "--workers", 0]
     assert ohem(*train, *given, "--proposals", "boxes.json") == 2
@@ -269,7 +268,7 @@ def test_help_does_not_load_torch() -> None:
 def test_ctrl_c_saves_and_resume_finishes(tmp_path: Path) -> None:
     data = make_shapes(tmp_path / "data")
     command = [sys.executable, "-m", "ohem", "train"]
-    start = [*command, "lite0", *SMALL, "iterations=25", "log_every=1", "--data", f"{data}@train", "--run", "run"]
+    start = [*command, "lite0", *SMALL, "iterations=60", "log_every=1", "--data", f"{data}@train", "--run", "run"]
     with subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         for line in running.stdout:
@@ -284,7 +283,7 @@ def test_ctrl_c_saves_and_resume_finishes(tmp_path: Path) -> None:
     resumed = subprocess.run([*command, "--resume", "run"], capture_output=True, text=True, check=True)
     assert Path("run/weights.safetensors").exists(), resumed.stderr
     iterations = [json.loads(line)["iteration"] for line in Path("run/log.jsonl").read_text().splitlines()]
-    assert iterations == list(range(1, 26))
+    assert iterations == list(range(1, 61))
 
 
 def test_a_run_is_not_resumed_on_changed_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ class Listener(type(SILENT)):  # type: ignore[misc]
 def test_the_demo_trains_both_arms_and_draws_what_they_learned(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    arms = run_demo(tmp_path / "demo", iterations=6, seed=0, reporter=(listener := Listener()), images=(10, 6))
+    arms = run_demo(tmp_path / "demo", iterations=4, seed=0, reporter=(listener := Listener()), images=(6, 4))
     told, talk = capfd.readouterr()  # stdout is for the answer, which the command gives
     assert (told, "iteration" in talk) == ("", True)
     assert [text.split()[:3] for text in listener.said if "$" in text] == [["$", "ohem", "train"]] * 2
@@ -41,8 +41,8 @@ def test_the_demo_trains_both_arms_and_draws_what_they_learned(
     assert all(record["loss_all_rois"] is not None for record in arms[1].log)
 
     weights = (tmp_path / "demo/hard/weights.safetensors").stat()
-    again = run_demo(tmp_path / "demo", iterations=6, seed=0, reporter=SILENT, images=(10, 6))
+    again = run_demo(tmp_path / "demo", iterations=4, seed=0, reporter=SILENT, images=(6, 4))
     assert [arm.row() for arm in again] == [arm.row() for arm in arms]
     assert (tmp_path / "demo/hard/weights.safetensors").stat().st_mtime_ns == weights.st_mtime_ns
-    with pytest.raises(OhemError, match="found a run of 6 iterations, seed 0; allowed: the same"):
-        run_demo(tmp_path / "demo", iterations=7, seed=0, reporter=SILENT, images=(10, 6))
+    with pytest.raises(OhemError, match="found a run of 4 iterations, seed 0; allowed: the same"):
+        run_demo(tmp_path / "demo", iterations=5, seed=0, reporter=SILENT, images=(6, 4))

@@ -29,7 +29,7 @@ from ohem.samplers import AllSampler, HardSampler, RandomSampler
 from ohem.training.loop import AnnotatedImages, measure, new_detector, train
 from ohem.training.run import Run, Sources
 from ohem.workflow import SILENT, open_proposals
-from shapes import make_shapes, small_faster_recipe
+from shapes import PRETRAINED, make_shapes, small_faster_recipe
 
 SMALL = "fasterrcnn_mobilenet_v3_large_320_fpn"
 IMAGE = torch.rand(3, 70, 90, generator=Generator().manual_seed(0))
@@ -281,7 +281,7 @@ def start(folder: Path, recipe: Recipe, images: AnnotatedImages) -> Run:
 def trained(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """With OHEM, at two scales."""
     images = open_split(shapes, "train")
-    recipe = small_faster_recipe("iterations=70", "detector.image.train_scales=[60, 72]")
+    recipe = small_faster_recipe(*PRETRAINED, "iterations=70", "detector.image.train_scales=[60, 72]")
     run = start(tmp_path_factory.mktemp("trained") / "run", recipe, images)
     assert train(run, recipe, new_detector(recipe, images), images, workers=0)
     return run
@@ -307,7 +307,8 @@ def test_it_learns_with_the_hard(trained: Run, shapes: Path) -> None:
 
 @pytest.mark.parametrize("sampler", ["{kind: random, bg_lo: 0.0, rois_per_image: 16}", "all"])
 def test_and_with_others(sampler: str, shapes: Path, tmp_path: Path) -> None:
-    images, recipe = open_split(shapes, "train"), small_faster_recipe(f"sampler={sampler}", "iterations=70")
+    images = open_split(shapes, "train")
+    recipe = small_faster_recipe(*PRETRAINED, f"sampler={sampler}", "iterations=70")
     run = start(tmp_path / "run", recipe, images)
     assert train(run, recipe, new_detector(recipe, images), images, workers=0)
     require_learned(run, shapes)
@@ -369,7 +370,7 @@ def test_accumulated_images_give_the_batch_s_weights(method: tuple[str, ...], sh
 
 def test_an_average_of_the_weights_and_an_approximate_ranking_go_with_it(shapes: Path, tmp_path: Path) -> None:
     images = open_split(shapes, "train")
-    recipe = small_faster_recipe("ema=0.9", "iterations=70", "ranking=low_rank")
+    recipe = small_faster_recipe(*PRETRAINED, "ema=0.9", "iterations=70", "ranking=low_rank")
     run = start(tmp_path / "run", recipe, images)
     assert train(run, recipe, new_detector(recipe, images), images, open_split(shapes, "test"), workers=0)
     assert run.log()[-1]["voc07"] > 0.7

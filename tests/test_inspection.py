@@ -14,7 +14,7 @@ from ohem.data.coco import read_coco
 from ohem.data.sources import load_dataset
 from ohem.errors import OhemError
 from ohem.report.inspection import Inspection, inspect_annotations
-from shapes import make_shapes, small_recipe
+from shapes import PRETRAINED, make_shapes, small_recipe
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = make_shapes(folder / "data")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OHEM_CACHE", str(folder / "cache"))
-        recipe = small_recipe("iterations=80", "snapshot_every=70")
+        recipe = small_recipe(*PRETRAINED, "iterations=80", "snapshot_every=70")
         ohem.train(recipe, ohem.Sources((f"{data}@train",)), folder=folder / "run", workers=0)
     return folder / "run"
 

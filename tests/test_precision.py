@@ -22,7 +22,7 @@ from ohem.samplers import AllSampler, HardSampler
 from ohem.training.loop import AnnotatedImages, measure, new_detector, train
 from ohem.training.precision import Precision
 from ohem.training.run import Run, Sources
-from shapes import make_shapes, open_shapes, small_recipe
+from shapes import PRETRAINED, make_shapes, open_shapes, small_recipe
 from test_ranking import BACKBONES, image_of, proposals_of, target
 from test_ranking import new_detector as new_random_detector
 
@@ -58,7 +58,7 @@ def trained(folder: Path, recipe: Recipe, images: AnnotatedImages, detector: Fas
 def overflowing(recipe: Recipe, images: AnnotatedImages) -> FastRCNN:
     """A detector whose losses are finite, and whose gradients pass float16's 65504 at first, being scaled by 65536."""
     detector = new_detector(recipe, images)
-    nn.init.normal_(detector.head.cls_score.weight, std=0.3)
+    nn.init.normal_(detector.head.cls_score.weight, std=3.0)
     return detector
 
 
@@ -101,7 +101,7 @@ def test_every_detector_ranks_and_trains_under_autocast_and_accumulates(name: st
 @pytest.mark.parametrize("dtype", HALVES)
 def test_the_hardest_under_autocast_are_the_hardest_by_the_float32_losses_of_its_scores(dtype: torch.dtype) -> None:
     detector = new_random_detector("resnet18", dropout=0.0)
-    nn.init.normal_(detector.head.cls_score.weight, std=1.0)
+    nn.init.normal_(detector.head.cls_score.weight, std=3.0)
     detector.sampler = HardSampler(16, nms_iou=None)
     with torch.autocast("cpu", dtype):
         step = detector.training_step([image_of()], [proposals_of(90)], [target()])
@@ -148,7 +148,9 @@ def test_bfloat16_learns_and_keeps_its_weights_and_their_average_in_float32(
 ) -> None:
     held_out = AnnotatedImages(*open_shapes(shapes, "test"))
     steps, learned = (80, 0.7) if has_arithmetic(CPU, torch.bfloat16) else (25, 0.5)  # else it takes minutes
-    recipe = small_recipe("precision=bfloat16", "ema=0.9", f"iterations={steps}", f"evaluation.every={steps}")
+    recipe = small_recipe(
+        *PRETRAINED, "precision=bfloat16", "ema=0.9", f"iterations={steps}", f"evaluation.every={steps}"
+    )
     run = start(tmp_path / "run", recipe, images)
     detector = new_detector(recipe, images)
     assert train(run, recipe, detector, images, held_out, workers=0)

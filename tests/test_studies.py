@@ -271,7 +271,7 @@ log_every: 2
 checkpoint_every: 2
 detector:
   image: {shortest: 72, longest: 96}
-  backbone: {strides: [16], scales: [6.0]}
+  backbone: {name: lcnet_035, weights: none, strides: [16], scales: null}
   head: {pool_size: 3, channels: 8, fc: [16]}
 """
 

@@ -17,7 +17,7 @@ from ohem.models.weights import load_detector
 from ohem.recipes.recipe import Recipe
 from ohem.training.loop import AnnotatedImages, measure, new_detector, train
 from ohem.training.run import Run, Sources, fingerprint, next_folder
-from shapes import make_shapes, open_shapes, small_recipe
+from shapes import PRETRAINED, make_shapes, open_shapes, small_recipe
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def start(folder: Path, recipe: Recipe, images: AnnotatedImages) -> Run:
 @pytest.mark.parametrize("sampler", ["hard", "random", "all"])
 def test_it_learns(sampler: str, shapes: Path, tmp_path: Path) -> None:
     images, held_out = (AnnotatedImages(*open_shapes(shapes, split)) for split in ("train", "test"))
-    recipe = small_recipe(f"sampler={sampler}", "iterations=80")
+    recipe = small_recipe(*PRETRAINED, f"sampler={sampler}", "iterations=80")
     run = start(tmp_path / "run", recipe, images)
     before = measure(new_detector(recipe, images), recipe, held_out, workers=0)
     assert train(run, recipe, new_detector(recipe, images), images, workers=0)

@@ -215,7 +215,8 @@ class TimmBackbone(Backbone):
             Preprocessing(tuple(default["mean"]), tuple(default["std"])),
         )
         try:
-            body(torch.zeros(1, 3, 64, 96))
+            if torch.get_default_device().type != "meta":  # there, where only shapes are asked for, it takes a second
+                body(torch.zeros(1, 3, 64, 96))
         except Exception as error:
             raise OhemError(
                 f"detector.backbone.name: found {name!r}, which does not take images of any size; allowed: a"

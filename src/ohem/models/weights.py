@@ -97,8 +97,9 @@ def load_detector(path: Path | str) -> tuple[FastRCNN, AnyDetectorSpec, tuple[st
     if problem is not None:
         raise DataError([Fault(path, "metadata.classes", problem, CLASSES_ALLOWED)])
     state = read_state_dict(path)
-    _require_tensors_of(path, spec, len(classes), state)
-    detector = build_detector(spec, len(classes))
+    with torch.device("meta"):  # shapes are compared before memory is taken for them
+        _require_tensors_of(path, _build(path, spec, len(classes)), state)
+    detector = _build(path, spec, len(classes))
     detector.backbone.preprocessing = preprocessing
     detector.load_state_dict(state)
     stats = DeltaStats(detector.delta_mean.clone(), detector.delta_std.clone())
@@ -108,13 +109,15 @@ def load_detector(path: Path | str) -> tuple[FastRCNN, AnyDetectorSpec, tuple[st
     return detector.eval(), spec, classes
 
 
-def _require_tensors_of(path: Path, spec: AnyDetectorSpec, num_classes: int, state: dict[str, Tensor]) -> None:
-    """Compare shapes before memory is taken for them."""
+def _build(path: Path, spec: AnyDetectorSpec, num_classes: int) -> FastRCNN:
     try:
-        with torch.device("meta"):
-            wanted = {key: tuple(value.shape) for key, value in build_detector(spec, num_classes).state_dict().items()}
+        return build_detector(spec, num_classes)
     except (OhemError, RuntimeError) as error:
         raise DataError([Fault(path, "metadata.spec", _first_line(error), "a detector that can be built")]) from error
+
+
+def _require_tensors_of(path: Path, detector: FastRCNN, state: dict[str, Tensor]) -> None:
+    wanted = {key: tuple(value.shape) for key, value in detector.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in state.items()}
     for key in sorted({*wanted, *found}):
         if found.get(key) != wanted.get(key):

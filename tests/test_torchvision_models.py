@@ -11,6 +11,8 @@ from torch import Generator
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.models import detection, get_model, list_models
 from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork
@@ -50,7 +52,12 @@ def built(name):
         box_batch_size_per_image=12,
         box_detections_per_img=5,
     )
-    torch.nn.init.normal_(model.roi_heads.box_predictor.bbox_pred.bias, std=0.3)
+    heads = model.roi_heads
+    if heads.has_mask():  # small, since they are not what is tested
+        heads.mask_head, heads.mask_predictor = MaskRCNNHeads(256, (32,), 1), MaskRCNNPredictor(32, 16, 4)
+    if heads.has_keypoint():
+        heads.keypoint_head, heads.keypoint_predictor = KeypointRCNNHeads(256, (32,)), KeypointRCNNPredictor(32, 17)
+    torch.nn.init.normal_(heads.box_predictor.bbox_pred.bias, std=0.3)
     return model.train()
 
 

@@ -83,7 +83,7 @@ PRETRAINED = ("detector.backbone={name: tf_efficientnet_lite0, weights: imagenet
 def small_recipe(*overrides: str) -> Recipe:
     """A small network of random weights, for the pictures as they are."""
     settings = (
-        "detector.backbone={name: lcnet_035, weights: none, strides: [16], scales: null}",
+        "detector.backbone={name: lcnet_035, weights: none, strides: [16], scales: [0.01]}",
         "detector.image.shortest=72",
         "detector.image.longest=96",
         "detector.head.channels=32",

@@ -18,7 +18,7 @@ from ohem.cli import main
 from shapes import PRETRAINED, make_shapes
 
 SMALL = [
-    "detector.backbone={name: lcnet_035, weights: none, strides: [16], scales: null}",
+    "detector.backbone={name: lcnet_035, weights: none, strides: [16], scales: [0.01]}",
     "detector.image.shortest=72",
     "detector.image.longest=96",
     "detector.head.channels=32",

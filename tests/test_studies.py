@@ -271,7 +271,7 @@ log_every: 2
 checkpoint_every: 2
 detector:
   image: {shortest: 72, longest: 96}
-  backbone: {name: lcnet_035, weights: none, strides: [16], scales: null}
+  backbone: {name: lcnet_035, weights: none, strides: [16], scales: [0.01]}
   head: {pool_size: 3, channels: 8, fc: [16]}
 """
 

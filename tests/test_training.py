@@ -243,6 +243,7 @@ def test_a_run_tells_what_it_was(shapes: Path, tmp_path: Path) -> None:
     assert info["seed"] == 7
     assert info["data"]["fingerprint"] == "abc"
     assert info["machine"]["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert info["machine"]["processor"].endswith(f"({torch.backends.cpu.get_cpu_capability()})")  # names may be shared
 
 
 def test_the_fingerprint_follows_annotations_and_proposals(shapes: Path) -> None:

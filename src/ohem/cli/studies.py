@@ -36,7 +36,10 @@ def reproduce(
     classes: Classes = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="mini: what all trainings share; default: mini.", autocompletion=recipe_names),
+        typer.Option(
+            help="mini: what all trainings share; default: mini, or mini_demo on built-in data.",
+            autocompletion=recipe_names,
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each row.")] = 5,
     out: Annotated[Path, typer.Option(help="Results, runs and pages.")] = Path("reproduce"),

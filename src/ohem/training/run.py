@@ -263,10 +263,11 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Its name where Linux tells it, else its architecture."""
+    """Its name where Linux tells it, else its architecture; and the instructions that torch uses, which names may share."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"

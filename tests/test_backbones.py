@@ -316,6 +316,14 @@ def test_preprocessing_is_that_of_its_weights():
     assert TimmBackbone("tf_efficientnet_lite0").preprocessing == Preprocessing((0.5,) * 3, (0.5,) * 3)
 
 
+@pytest.mark.parametrize("size", [(1, 200), (24, 200), (200, 2), (3, 3)])
+def test_images_too_thin_for_vgg_cnn_m_1024_are_padded_with_zeros(size):
+    backbone, image = VGGCNNM1024().eval(), torch.rand(1, 3, *size)
+    padded = torch.zeros(1, 3, *(max(side, 25) for side in size))
+    padded[:, :, : size[0], : size[1]] = image
+    assert torch.equal(backbone.maps(image), backbone.maps(padded))
+
+
 def test_a_network_for_one_size_of_image_is_refused():
     with pytest.raises(OhemError, match="found 'vit_tiny_patch16_224', which does not take images of any size"):
         TimmBackbone("vit_tiny_patch16_224")

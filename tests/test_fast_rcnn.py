@@ -360,6 +360,21 @@ def in_double(value):
     )
 
 
+@pytest.mark.parametrize("cap", ["image", "batch"])
+def test_the_mean_is_over_what_the_sampler_caps(cap):
+    detector = new_detector("resnet18").double()
+    detector.sampler = HardSampler(8, cap=cap)
+    images = [in_double(image_of(130, 140, seed=i)) for i in range(2)]
+    proposals = [in_double(proposals_of(count, seed=i)) for i, count in enumerate((60, 3))]
+    targets = [in_double(target()), in_double(EMPTY)]
+
+    def total(over):
+        detector.loss_over = over
+        return sum(detector.training_step(images, proposals, targets, torch.Generator()).losses.values()).item()
+
+    assert total(None) == total(cap) != total({"image": "batch", "batch": "image"}[cap])
+
+
 @pytest.mark.parametrize("name", ["resnet18", "vgg_cnn_m_1024"])
 @pytest.mark.parametrize("sizes", [[(130, 140)] * 3, [(130, 140), (150, 120), (130, 140)]], ids=["equal", "different"])
 @pytest.mark.parametrize("over", ["image", "batch"])

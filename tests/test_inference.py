@@ -4,17 +4,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ohem.data.dataset import ImageRecord
 from ohem.data.loading import make_sample, mirror, resize
 from ohem.inference import Candidates, Scorer, candidates_of, detect, score_and_refine, suppress, vote
-from ohem.mining import mean_loss, score_images
+from ohem.mining import _classifier, mean_loss, score_images
 from ohem.models.spec import DetectionSpec, ImageSpec
+from ohem.ranking import LowRankRanking, Ranking, RememberedRanking
 from ohem.training.loop import AnnotatedImages, new_detector
 from shapes import make_shapes, open_shapes, small_recipe
 
@@ -199,6 +203,33 @@ def test_scoring_all_rois_of_images_is_the_ranking_without_dropout(shapes: Path)
         torch.testing.assert_close(image.losses.total, detector.rank(features, rois, dropout=False)[0].total)
     totals = torch.cat([image.losses.total for image in scored])
     assert mean_loss(iter(scored)) == pytest.approx(float(totals.mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("ranking", [LowRankRanking(rank=4, share=0.0, refresh=1000), RememberedRanking(share=0.0)])
+def test_scoring_all_rois_is_exact_whatever_training_ranks_by(ranking: Ranking, shapes: Path) -> None:
+    images = AnnotatedImages(*open_shapes(shapes, "test"))
+    recipe = small_recipe()
+    detector = new_detector(recipe, images)
+
+    def losses() -> torch.Tensor:
+        scored = score_images(detector, recipe.detector, images.dataset.records, images.proposals, workers=0)
+        return torch.cat([image.losses.total for image in scored])
+
+    exact = losses()
+    detector.rank_by(ranking)
+    assert all(torch.equal(losses(), exact) for _ in range(2))
+    assert detector.thin_head is None or not detector.thin_head.passes
+    assert detector.loss_memory is None or not len(detector.loss_memory.get_extra_state()["images"])
+
+
+def test_boxes_are_classified_where_the_detector_is() -> None:
+    """On a GPU, the boxes of an image's annotations are still on the CPU."""
+    with FakeTensorMode():
+        detector: Any = SimpleNamespace(
+            delta_mean=torch.zeros(1, device="cuda"), score_rois=lambda feature, boxes, size: (boxes, None)
+        )
+        sample: Any = SimpleNamespace(image=torch.zeros(3, 9, 12, dtype=torch.uint8), scale=(2.0, 2.0))
+        assert _classifier(detector, detector, sample)(torch.ones(1, 4)).device.type == "cuda"
 
 
 def test_ignored_rois_do_not_count_in_the_mean_loss(shapes: Path) -> None:

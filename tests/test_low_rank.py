@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ohem.losses import RoiLosses
+from ohem.losses import NonFiniteLossError, RoiLosses
 from ohem.models.fast_rcnn import FastRCNN
 from ohem.models.spec import BackboneSpec, DetectorSpec, HeadSpec
 from ohem.models.weights import build_detector, load_detector
@@ -84,6 +84,43 @@ def test_every_so_many_passes_are_exact_and_make_the_copy_anew(detector: FastRCN
             detector.head.fc[1].weight += 0.01 * torch.randn_like(detector.head.fc[1].weight)
     assert were_exact == [True, False, False, True, False, False, True]
     assert [torch.equal(a, b) for a, b in pairwise(copies)] == [True, True, False] * 2
+
+
+def test_a_pass_of_too_few_rois_to_copy_from_is_exact_and_the_next_one_is_due(detector: FastRCNN) -> None:
+    detector.rank_by(LowRankRanking(rank=16, share=0.0, refresh=1000))
+    assert detector.thin_head is not None
+    for count in (0, 5):
+        features, rois = scene(detector)
+        few = [rois[0][torch.arange(count)]]
+        torch.testing.assert_close(rank(detector, features, few).total, exact(detector, features, few).total)
+        assert detector.thin_head.is_due()
+    rank(detector, *scene(detector))
+    assert not detector.thin_head.is_due()
+    assert rank(detector, *scene(detector)).total.isfinite().all()
+
+
+def test_nothing_is_copied_from_a_loss_that_is_no_number(detector: FastRCNN) -> None:
+    detector.rank_by(LowRankRanking(rank=4, refresh=1000))
+    assert detector.thin_head is not None
+    whole = detector.head.fc[0].bias.clone()
+    torch.nn.init.constant_(detector.head.fc[0].bias, torch.nan)
+    with pytest.raises(NonFiniteLossError):
+        rank(detector, *scene(detector))
+    with torch.no_grad():
+        detector.head.fc[0].bias.copy_(whole)
+    assert detector.thin_head.is_due()
+    torch.testing.assert_close(rank(detector, *scene(detector)).total, exact(detector, *scene(detector)).total)
+
+
+def test_the_copy_is_where_the_detector_is(detector: FastRCNN) -> None:
+    detector.double().rank_by(LowRankRanking(rank=4))
+    features, rois = scene(detector.float())
+    detector.double()
+    features = [feature.double() for feature in features]
+    for image in rois:
+        image.boxes, image.deltas = image.boxes.double(), image.deltas.double()
+    for _ in range(2):
+        assert rank(detector, features, rois).total.dtype == torch.float64
 
 
 def test_nothing_is_left_behind(detector: FastRCNN) -> None:

@@ -87,6 +87,7 @@ def test_every_field_can_be_set_on_the_command_line() -> None:
     ("overrides", "lines"),
     [
         (["iteration=5"], ["lite0: iteration: found an unknown field (did you mean iterations?); allowed: detector, "]),
+        (["detector.head.fc=[]"], ["lite0: detector.head.fc: found []; allowed: "]),
         (["detector.head.fcs=[8]"], ["lite0: detector.head.fcs: found an unknown field (did you mean fc?); allowed: pool, "]),
         (["iterations=0"], ["lite0: iterations: found 0; allowed: greater than 0"]),
         (["iterations=many", "seed=-1"], ["lite0: iterations: found 'many'; ", "lite0: seed: found -1; "]),

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ohem.errors import OhemError
-from ohem.losses import RoiLosses
+from ohem.losses import NonFiniteLossError, RoiLosses
 from ohem.models.fast_rcnn import FastRCNN
 from ohem.models.weights import load_detector
 from ohem.ranking import ExactRanking, LossMemory, RememberedRanking
@@ -87,6 +87,22 @@ def test_every_so_many_times_an_image_is_seen_it_is_ranked_exactly(detector: Fas
         rank(detector, *scene(detector, seed=1), image=1)  # another image's times are its own
         train_on(detector)
     assert were_exact == [True, False, False, True, False, False, True]
+
+
+def test_a_loss_that_is_no_number_is_not_remembered(detector: FastRCNN) -> None:
+    """float16 forgives a step that overflows, and goes on."""
+    detector.rank_by(RememberedRanking(share=0.0))
+    here, bias = scene(detector), detector.head.fc[0].bias.clone()
+    for seen in range(2):
+        torch.nn.init.constant_(detector.head.fc[0].bias, torch.nan)
+        with pytest.raises(NonFiniteLossError):
+            rank(detector, *here)
+        with torch.no_grad():
+            detector.head.fc[0].bias.copy_(bias)
+        found = rank(detector, *here).total
+        torch.testing.assert_close(found, exact(detector, *here).total, rtol=1e-3, atol=1e-6)  # kept in float16
+        assert detector.loss_memory is not None
+        assert detector.loss_memory.get_extra_state()["seen"].tolist() == [seen + 1]
 
 
 def test_another_number_of_rois_is_another_image(detector: FastRCNN) -> None:

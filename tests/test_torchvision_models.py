@@ -757,6 +757,15 @@ def test_rois_and_anchors_both_on_copied_and_off():
         assert set(vars(other.rpn)) == before
 
 
+def test_anchors_of_a_model_without_rois_on_and_off():
+    rpn = torch.nn.ModuleDict({"rpn": new(SMALL).rpn})
+    ohem.use_rpn_sampler(rpn, HardSampler(8))
+    assert type(rpn["rpn"]) is not RegionProposalNetwork
+    for _ in range(2):
+        ohem.remove_sampler(rpn)
+        assert type(rpn["rpn"]) is RegionProposalNetwork
+
+
 def test_a_model_without_anchors_to_choose():
     with pytest.raises(ValueError, match="model: found RoIHeads, without RegionProposalNetwork; allowed: "):
         ohem.use_rpn_sampler(new(SMALL).roi_heads, AllSampler())

@@ -55,7 +55,7 @@ def score_images(
     This is how section 5.5 compares samplers: a loss that does not depend on which RoIs a sampler would choose.
 
     Args:
-        detector: put in evaluation mode.
+        detector: put in evaluation mode. Its ranking is exact here, whatever :meth:`FastRCNN.rank_by` says.
         spec: of the detector.
         records: the images.
         proposals: of each.
@@ -72,7 +72,7 @@ def score_images(
         with torch.inference_mode():
             features = detector.features([sample.image.to(device)])
             rois = detector.label(detector.propose(features[0], size, sample.proposals.to(device)), target)
-            losses = detector.rank(features, [rois], dropout=False)[0]
+            losses = detector.rank(features, [rois], dropout=False, exact=True)[0]
         rois.boxes = rois.boxes / rois.boxes.new_tensor([*sample.scale, *sample.scale])
         yield ScoredImage(record, rois, losses, _classifier(detector, features[0], sample))
         if progress:
@@ -84,8 +84,8 @@ def _classifier(detector: FastRCNN, features: Feature, sample: Sample) -> Classi
 
     def classify(boxes: Tensor) -> Tensor:
         with torch.inference_mode():
-            scaled = boxes.to(detector.delta_mean.device) * boxes.new_tensor([*sample.scale, *sample.scale])
-            return detector.score_rois(features, scaled, size)[0]
+            boxes = boxes.to(detector.delta_mean.device)
+            return detector.score_rois(features, boxes * boxes.new_tensor([*sample.scale, *sample.scale]), size)[0]
 
     return classify
 

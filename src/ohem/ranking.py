@@ -112,22 +112,29 @@ class ThinHead(nn.Module):
         self.requires_grad_(False)
 
     def is_due(self) -> bool:
-        """Count a pass; True where the copy is to be made anew."""
-        due = int(self.passes) % self.settings.refresh == 0
-        self.passes += 1
-        return due
+        """Whether this pass is to be exact, for the copy to be made anew of it."""
+        return int(self.passes) % self.settings.refresh == 0
 
     @torch.no_grad()
-    def fit(self, head: RoIHead, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> None:
-        """Copy the head as it is now, dropout aside, from what it makes of some RoIs of these images.
+    def learn(self, head: RoIHead, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> None:
+        """Count a pass; where it was due, copy the head as it is now, dropout aside, from what it makes of some RoIs.
+
+        A pass with fewer RoIs than components tells too little: it is not counted, and the next is due.
 
         Args:
             head: with the layers that this was made for.
             features: (1, C, H, W), one map an image.
             boxes: (R, 4) of each image.
         """
-        with torch.autocast(features[0].device.type, enabled=False):
-            self._fit(head, features, boxes)
+        if self.is_due():
+            if sum(len(image) for image in boxes) < max(down.out_features for down in self._downs()):
+                return
+            with torch.autocast(features[0].device.type, enabled=False):
+                self._fit(head, features, boxes)
+        self.passes += 1
+
+    def _downs(self) -> list[nn.Linear]:
+        return [cast(nn.Linear, down) for down in self.down]
 
     def _fit(self, head: RoIHead, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> None:
         some = [image[:: max(1, len(boxes) * len(image) // FITTED_ROIS)] for image in boxes]
@@ -168,20 +175,19 @@ class LossMemory(nn.Module):
         self._losses: dict[int, Tensor] = {}
 
     def recall(self, image: int, count: int) -> Tensor | None:
-        """Class losses (R,) float32 of the image's RoIs; None where all are to be scored: it counts as seen once more.
+        """Class losses (R,) float32 of the image's RoIs; None where all are to be scored.
 
         Args:
             image: its number.
             count: R.
         """
-        times = self._seen.get(image, 0)
-        self._seen[image] = times + 1
         losses = self._losses.get(image)
-        due = losses is None or len(losses) != count or times % self.settings.refresh == 0
+        due = losses is None or len(losses) != count or self._seen[image] % self.settings.refresh == 0
         return None if due else cast(Tensor, losses).float()
 
     def keep(self, image: int, losses: Tensor) -> None:
-        """Remember class losses (R,) in float16; what is larger than its numbers becomes the largest of them."""
+        """Remember class losses (R,) in float16, what is larger than its numbers as the largest; count the image as seen."""
+        self._seen[image] = self._seen.get(image, 0) + 1
         self._losses[image] = losses.cpu().clamp(max=torch.finfo(torch.float16).max).half()
 
     def get_extra_state(self) -> dict[str, Tensor]:

@@ -123,21 +123,23 @@ def remove_sampler(model: nn.Module) -> None:
     """Give torchvision's own random choice of RoIs and anchors back; a model without a sampler stays as it is.
 
     Raises:
-        ValueError: the model has no ``RoIHeads``.
+        ValueError: the model has neither ``RoIHeads`` nor a ``RegionProposalNetwork``.
     """
-    _parts(model, RoIHeads)
-    for module in model.modules():
-        if isinstance(module, _Mined):
-            module.__class__ = module.torchvision_class()
-            del module.mining
+    mined = [module for module in model.modules() if isinstance(module, _Mined)]
+    if not mined:
+        _parts(model, RoIHeads, RegionProposalNetwork)
+    for module in mined:
+        module.__class__ = module.torchvision_class()
+        del module.mining
 
 
-def _parts(model: nn.Module, kind: type) -> list[Any]:
-    found = [module for module in model.modules() if isinstance(module, kind)]
+def _parts(model: nn.Module, *kinds: type) -> list[Any]:
+    found = [module for module in model.modules() if isinstance(module, kinds)]
     if not found:
+        names = " or ".join(kind.__name__ for kind in kinds)
         raise ValueError(
-            f"model: found {_described(model)}, without {kind.__name__}; allowed: torchvision's two-stage detectors"
-            f" (fasterrcnn_*, maskrcnn_*, keypointrcnn_*) and models that contain torchvision's {kind.__name__}"
+            f"model: found {_described(model)}, without {names}; allowed: torchvision's two-stage detectors"
+            f" (fasterrcnn_*, maskrcnn_*, keypointrcnn_*) and models that contain torchvision's {names}"
         )
     return found
 

@@ -151,10 +151,12 @@ class LocalResponseNorm(nn.Module):
 class VGGCNNM1024(Backbone):
     """VGG_CNN_M_1024 up to conv5 (Chatfield et al. 2014; the layers of the Fast R-CNN release).
 
-    torch's local response normalisation divides alpha by the window, as Caffe's does.
+    torch's local response normalisation divides alpha by the window, as Caffe's does. Sides of fewer than 25 pixels, of
+    which unpadded convolutions leave nothing, are padded to that with zeros, at the right and the bottom.
     """
 
     fc_inputs = (512, 6)
+    least_side = 25
 
     def __init__(self, preprocessing: Preprocessing = CAFFE) -> None:
         super().__init__(512, 16, preprocessing)
@@ -177,6 +179,9 @@ class VGGCNNM1024(Backbone):
 
     def maps(self, images: Tensor) -> Tensor:
         """See :meth:`Backbone.maps`."""
+        missing = [max(0, self.least_side - side) for side in images.shape[-2:]]
+        if any(missing):
+            images = F.pad(images, (0, missing[1], 0, missing[0]))
         return cast(Tensor, self.features(images))
 
     def early(self) -> Iterable[nn.Module]:

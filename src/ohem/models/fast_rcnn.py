@@ -99,9 +99,9 @@ class FastRCNN(nn.Module):
             function that the network computes as it is.
         fg_iou: see :func:`ohem.rois.label_rois`.
         ignore: see :func:`ohem.rois.label_rois`.
-        loss_over: see :func:`ohem.losses.mean_losses`.
+        loss_over: see :func:`ohem.losses.mean_losses`; when omitted, what the sampler's ``cap`` is over, else the image.
         reweight: what becomes of the losses of the chosen RoIs before they are averaged; see :mod:`ohem.reweighting`.
-            It expects ``loss_over`` to be "image".
+            It expects the mean over images.
         mining: section 4.2's two forms. "read_only" scores all RoIs without gradient and trains on the chosen ones.
             "loss_layer" runs all RoIs through the regular network, once, and zeroes the losses of those that were not
             chosen: the same gradients, at the cost of a backward pass and activations of all RoIs.
@@ -124,7 +124,7 @@ class FastRCNN(nn.Module):
         stats: DeltaStats | None = None,
         fg_iou: float = 0.5,
         ignore: bool = True,
-        loss_over: Literal["image", "batch"] = "image",
+        loss_over: Literal["image", "batch"] | None = None,
         reweight: Reweighting | None = None,
         mining: Literal["read_only", "loss_layer"] = "read_only",
         smooth_l1_beta: float = 1.0,
@@ -200,7 +200,8 @@ class FastRCNN(nn.Module):
             losses, selected = self._mine_read_only(score, rng)
         chosen = [image[index] for image, index in zip(rois, selected, strict=True)]
         require_finite(losses, chosen)
-        mean = mean_losses(self.reweight(losses, chosen), self.loss_over)
+        over = self.loss_over or ("batch" if getattr(self.sampler, "cap", "image") == "batch" else "image")
+        mean = mean_losses(self.reweight(losses, chosen), over)
         return TrainingStep({"loss_cls": mean.cls, "loss_box": mean.box}, rois, selected, score)
 
     def _mine_read_only(self, score: ReadOnlyPass, rng: Generator) -> tuple[list[RoiLosses], list[Tensor]]:
@@ -250,6 +251,7 @@ class FastRCNN(nn.Module):
         *,
         dropout: bool = True,
         images: Sequence[int] | None = None,
+        exact: bool = False,
     ) -> list[RoiLosses]:
         """The read-only pass (section 4.2): the loss of all RoIs, in chunks, with nothing left behind.
 
@@ -258,34 +260,44 @@ class FastRCNN(nn.Module):
             rois: all candidates of each image.
             dropout: as in training, or off.
             images: numbers of the images; :class:`ohem.ranking.RememberedRanking` knows them by these.
+            exact: whatever :meth:`rank_by` says, which neither learns of this pass nor counts it.
 
         Raises:
             NonFiniteLossError: a loss is NaN or infinite.
             ValueError: images are to be remembered and have no numbers.
         """
         with read_only(self.head, dropout=dropout):
-            thin = self.thin_head
-            if thin is not None and thin.is_due():
-                thin.fit(self.head, cast(list[Tensor], features), [image.boxes for image in rois])
-                thin = None
-            with self._ranking_precision():
-                losses = self._rank(list(features), list(rois), images, thin)
-        require_finite(losses, rois)
+            if exact or isinstance(self.ranking, ExactRanking):
+                losses = self._rank_exactly(features, rois)
+                require_finite(losses, rois)
+                return losses
+            with self._ranking_precision(self.ranking):
+                if self.thin_head is not None:
+                    losses = self._rank_thin(self.thin_head, features, rois)
+                elif self.loss_memory is not None:
+                    losses = self._rank_remembered(self.loss_memory, features, rois, images)
+                else:
+                    losses = self._rank_exactly(features, rois)
+            require_finite(losses, rois)  # before anything is learned from them
+            if self.thin_head is not None:
+                self.thin_head.learn(self.head, cast(Sequence[Tensor], features), [image.boxes for image in rois])
+            if self.loss_memory is not None:
+                for number, found in zip(cast(Sequence[int], images), losses, strict=True):
+                    self.loss_memory.keep(number, found.cls)
         return losses
 
-    def _ranking_precision(self) -> AbstractContextManager[Any]:
-        precision = getattr(self.ranking, "precision", "float32")
+    def _ranking_precision(self, ranking: Ranking) -> AbstractContextManager[Any]:
+        precision = getattr(ranking, "precision", "float32")
         if precision == "float32":
             return nullcontext()
         return half_products(self.delta_mean.device, getattr(torch, precision))
 
-    def _rank(
-        self, features: list[Feature], rois: list[Rois], images: Sequence[int] | None, thin: ThinHead | None
-    ) -> list[RoiLosses]:
-        if self.loss_memory is not None:
-            return self._rank_remembered(self.loss_memory, features, rois, images)
-        if thin is None:
-            return [self._score_all(feature, image) for feature, image in zip(features, rois, strict=True)]
+    def _rank_exactly(self, features: Sequence[Feature], rois: Sequence[Rois]) -> list[RoiLosses]:
+        return [self._score_all(feature, image) for feature, image in zip(features, rois, strict=True)]
+
+    def _rank_thin(self, thin: ThinHead, features: Sequence[Feature], rois: Sequence[Rois]) -> list[RoiLosses]:
+        if thin.is_due():
+            return self._rank_exactly(features, rois)
         guesses = [self._score_all(feature, image, thin) for feature, image in zip(features, rois, strict=True)]
         return [
             self._score_likely(guess, thin.settings.share, feature, image)
@@ -293,7 +305,7 @@ class FastRCNN(nn.Module):
         ]
 
     def _rank_remembered(
-        self, memory: LossMemory, features: list[Feature], rois: list[Rois], images: Sequence[int] | None
+        self, memory: LossMemory, features: Sequence[Feature], rois: Sequence[Rois], images: Sequence[int] | None
     ) -> list[RoiLosses]:
         if images is None:
             raise ValueError("targets: found no image_id; allowed with ranking 'remembered': one number for each image")
@@ -305,7 +317,6 @@ class FastRCNN(nn.Module):
             else:
                 guess = RoiLosses(remembered.to(image.deltas), image.deltas.new_zeros(len(image)))
                 found = self._score_likely(guess, memory.settings.share, feature, image)
-            memory.keep(number, found.cls)
             losses.append(found)
         return losses
 
@@ -384,7 +395,8 @@ class FastRCNN(nn.Module):
     def rank_by(self, ranking: Ranking) -> None:
         """How :meth:`rank` works from now on; the exact way is the default."""
         self.ranking = ranking
-        self.thin_head = ThinHead(self.head, ranking) if isinstance(ranking, LowRankRanking) else None
+        thin = ThinHead(self.head, ranking).to(self.delta_mean) if isinstance(ranking, LowRankRanking) else None
+        self.thin_head = thin
         self.loss_memory = LossMemory(ranking) if isinstance(ranking, RememberedRanking) else None
 
     @torch.no_grad()

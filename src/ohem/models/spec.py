@@ -62,7 +62,7 @@ class HeadSpec(Spec):
     pool: Literal["max", "align"] = "max"
     pool_size: PositiveInt = 7
     channels: PositiveInt | None = None
-    fc: tuple[PositiveInt, ...] = (4096, 4096)
+    fc: Annotated[tuple[PositiveInt, ...], Len(1)] = (4096, 4096)
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
 
 

@@ -217,7 +217,6 @@ def set_method(detector: FastRCNN, recipe: Recipe) -> None:
     detector.rank_by(recipe.ranking)
     if isinstance(detector, FasterRCNN):
         detector.rpn_sampler = recipe.rpn_sampler or RANDOM_ANCHORS
-    detector.loss_over = "batch" if getattr(recipe.sampler, "cap", "image") == "batch" else "image"
 
 
 def empirical_stats(images: AnnotatedImages, recipe: Recipe) -> DeltaStats:

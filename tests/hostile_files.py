@@ -389,12 +389,6 @@ WEIGHTS = [
         "weights' backbone unknown", _metadata(lambda m: m["spec"]["backbone"].update(name="os")), _WEIGHTS, "'os'"
     ),
     Hostile(
-        "weights with a class that is a path",
-        _metadata(lambda m: m.update(classes=["../../x", *m["classes"][1:]])),
-        ("evaluate", "w.safetensors", "--data", "data@trainval"),
-        "../../x",
-    ),
-    Hostile(
         "weights that colour the terminal",
         _metadata(lambda m: m.update(classes=["\x1b[31m", *m["classes"][1:]])),
         _WEIGHTS,

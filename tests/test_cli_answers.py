@@ -94,6 +94,8 @@ def test_answers_count_what_was_found(runs: Path, capsys: pytest.CaptureFixture[
     assert answer(capsys, "data")[0]["name"] == "voc07"
     left = answer(capsys, "reproduce", "table1", "--plan", "--seeds", 1, "--data", "data@train", "--test", "data@test")
     assert left["jobs"] == len(left["left"]) > left["done"] == 0
+    assert answer(capsys, "reproduce", "table1", "--plan", "--out", "elsewhere")["done"] == 0
+    assert not Path("elsewhere").exists()
 
 
 def test_nothing_but_the_answer_is_on_stdout(runs: Path, capfd: pytest.CaptureFixture[str]) -> None:

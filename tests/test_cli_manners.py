@@ -25,11 +25,16 @@ def test_ohem_alone_says_what_to_do_with_the_newest_runs(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     assert next_of_runs(Path("runs")) == []
     for age, (name, files) in enumerate(
-        {"begun": [], "trained": ["weights.safetensors"], "judged": ["weights.safetensors", "evaluation"]}.items()
+        {
+            "begun": [],
+            "trained": ["weights.safetensors"],
+            "judged": ["weights.safetensors", "evaluation/metrics.json"],
+        }.items()
     ):
         folder = Path("runs") / name
         folder.mkdir(parents=True)
         for file in ("run.json", *files):
+            (folder / file).parent.mkdir(exist_ok=True)
             (folder / file).touch()
         os.utime(folder / "run.json", (1000 - age, 1000 - age))
     _, _, *told = next_of_runs(Path("runs"))

@@ -38,8 +38,8 @@ def is_hard(image: ScoredImage, max_background: float = 0.5) -> torch.Tensor:
 
 
 def harvest(
-    source: Path,
-    data: Sequence[str],
+    source: Path | str,
+    data: Sequence[str] | str,
     out: Path,
     *,
     proposals: Sequence[str] = (),

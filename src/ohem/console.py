@@ -112,7 +112,8 @@ class Console:
             )
         elif record["kind"] == "validation":
             name, value = next((k, v) for k, v in record.items() if k not in ("kind", "iteration"))
-            self.say(f"iteration {record['iteration']:>6}  validation {name} mAP {100 * value:.1f} %")
+            told = "not known, without an object to find" if value is None else f"{100 * value:.1f} %"
+            self.say(f"iteration {record['iteration']:>6}  validation {name} mAP {told}")
 
     def table(self, title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """A table of the answer for people; numbers to the right."""

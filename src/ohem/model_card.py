@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from ohem.errors import OhemError
 from ohem.files import atomic_writer, write_atomically
@@ -123,10 +124,11 @@ def _card(run: Run, file: Path, title: str) -> str:
     )
 
 
-def _accuracy(validations: Sequence[dict[str, float]], metric: str, *, best: bool) -> str:
+def _accuracy(validations: Sequence[dict[str, Any]], metric: str, *, best: bool) -> str:
     """What the validation split said of the weights that are given: its best, or those after the last step."""
+    validations = [record for record in validations if record[metric] is not None]
     if not validations:
-        return "It was trained without a validation split, so that nothing is known here of its accuracy."
+        return "It was trained without a validation split with objects, so that nothing is known here of its accuracy."
     looked = max(validations, key=lambda record: record[metric]) if best else validations[-1]
     measured = f"On its validation split: {metric} {looked[metric]:.4f} at iteration {looked['iteration']}"
     if not best:

@@ -153,7 +153,8 @@ def check_onnx(
     onnxruntime = need("onnxruntime", "onnx")
     detector, spec, classes = load_detector(find_weights(source, weights))
     detector.eval()
-    whole = open_dataset(data, DataSpec(classes=classes, other_classes="drop"), reporter)
+    spec_of_data = DataSpec(classes=classes, other_classes="drop", bad_boxes="drop")  # only images are looked at
+    whole = open_dataset(data, spec_of_data, reporter)
     dataset = replace(whole, records=whole.records[:images])
     boxes = open_proposals(dataset, proposals, spec.given_proposals, 1, reporter)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -5,6 +5,7 @@ import glob
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ohem.data.dataset import DetectionDataset, Detections, ImageId, ImageRecord
 from ohem.data.images import image_size, read_image
+from ohem.data.sources import as_names
 from ohem.errors import DataError, Fault, OhemError
 from ohem.files import atomic_writer, write_atomically
 from ohem.models.weights import load_detector
 from ohem.training.run import Weights, find_weights
-from ohem.workflow import SILENT, Reporter, free_folder, open_proposals, run_detector
+from ohem.workflow import SILENT, Reporter, new_folder, open_proposals, run_detector
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+JPEG_MAX_SIDE = 65500
+"""Pixels, of libjpeg."""
 
 Colour = tuple[int, int, int]
 
@@ -85,8 +89,8 @@ class DetectedPictures:
 
 
 def detect_pictures(
-    source: Path,
-    images: Sequence[str],
+    source: Path | str,
+    images: Sequence[str] | str,
     *,
     out: Path | None = None,
     threshold: float = 0.5,
@@ -111,17 +115,18 @@ def detect_pictures(
         OhemError: no such weights or pictures, or a picture cannot be read.
     """
     detector, spec, classes = load_detector(find_weights(source, weights))
-    pictures = _as_dataset(find_pictures(images), classes)
-    folder = free_folder(out, Path("detections"))
-    start = time.perf_counter()
-    proposals = open_proposals(pictures, (), spec.given_proposals, workers, reporter)
-    made = time.perf_counter()
-    shown = spec.detection.model_copy(update={"score_threshold": threshold})
-    spec = spec.model_copy(update={"detection": shown})
-    found = run_detector(detector, spec, pictures.records, proposals, device=device, workers=workers, reporter=reporter)
-    done = time.perf_counter()
-    reporter.say(f"{done - start:.1f} s, {100 * (made - start) / (done - start):.0f} % of it making proposals")
-    listing = _write(folder, pictures.records, found, classes)
+    pictures = _as_dataset(find_pictures(as_names(images)), classes)
+    records = pictures.records
+    with new_folder(out, Path("detections")) as folder:
+        start = time.perf_counter()
+        proposals = open_proposals(pictures, (), spec.given_proposals, workers, reporter)
+        made = time.perf_counter()
+        shown = spec.detection.model_copy(update={"score_threshold": threshold})
+        spec = spec.model_copy(update={"detection": shown})
+        found = run_detector(detector, spec, records, proposals, device=device, workers=workers, reporter=reporter)
+        done = time.perf_counter()
+        reporter.say(f"{done - start:.1f} s, {100 * (made - start) / (done - start):.0f} % of it making proposals")
+        listing = _write(folder, records, found, classes)
     of_picture = {record.path: found[record.id] for record in pictures.records}
     return DetectedPictures(folder, classes, of_picture, listing)
 
@@ -173,18 +178,19 @@ def _as_dataset(paths: Sequence[Path], classes: tuple[str, ...]) -> DetectionDat
 def _write(
     folder: Path, records: Sequence[ImageRecord], found: Mapping[ImageId, Detections], classes: Sequence[str]
 ) -> dict[str, Any]:
+    names = _names_of_drawings(records)
     listing = []
-    names = [record.path.name for record in records]
-    for record in records:
+    for record, name in zip(records, names, strict=True):
         one = found[record.id]
-        # Pictures of one name from several folders must not replace each other.
-        twin = names.count(record.path.name) > 1
-        stem = (
-            f"{record.path.stem}-{hashlib.sha256(str(record.id).encode()).hexdigest()[:6]}"
-            if twin
-            else record.path.stem
-        )
-        drawn = folder / f"{stem}.jpg"
+        objects = [
+            {"class": classes[label - 1], "score": float(score), "box": [float(value) for value in box]}
+            for label, score, box in zip(one.labels, one.scores, one.boxes, strict=True)
+        ]
+        listing.append({"image": str(record.path), "picture": name, "objects": objects})
+    content = {"boxes": "x1 y1 x2 y2, pixels of the image, 0-based, half-open", "images": listing}
+    write_atomically(folder / "detections.json", json.dumps(content, indent=1) + "\n")
+    for record, name in zip(records, names, strict=True):
+        one = found[record.id]
         order = np.argsort(one.scores, kind="stable")
         picture = draw_boxes(
             read_image(record.path),
@@ -195,13 +201,18 @@ def _write(
             ],
             [class_colour(int(label)) for label in one.labels[order]],
         )
-        with atomic_writer(drawn) as file:
-            picture.save(file, "JPEG", quality=90)
-        objects = [
-            {"class": classes[label - 1], "score": float(score), "box": [float(value) for value in box]}
-            for label, score, box in zip(one.labels, one.scores, one.boxes, strict=True)
-        ]
-        listing.append({"image": str(record.path), "picture": drawn.name, "objects": objects})
-    content = {"boxes": "x1 y1 x2 y2, pixels of the image, 0-based, half-open", "images": listing}
-    write_atomically(folder / "detections.json", json.dumps(content, indent=1) + "\n")
+        with atomic_writer(folder / name) as file:
+            picture.save(file, "PNG" if name.endswith(".png") else "JPEG", quality=90)
     return content
+
+
+def _names_of_drawings(records: Sequence[ImageRecord]) -> list[str]:
+    """``STEM.jpg``, or ``.png`` of what is too long for JPEG; pictures of one stem must not replace each other."""
+    stems = Counter(record.path.stem.lower() for record in records)  # some disks do not tell a from A
+    names = []
+    for record in records:
+        twin = stems[record.path.stem.lower()] > 1
+        tail = f"-{hashlib.sha256(str(record.id).encode()).hexdigest()[:6]}" if twin else ""
+        suffix = ".jpg" if max(record.width, record.height) <= JPEG_MAX_SIDE else ".png"
+        names.append(f"{record.path.stem}{tail}{suffix}")
+    return names

@@ -22,7 +22,7 @@ from ohem.files import atomic_writer
 from ohem.models.weights import load_detector
 from ohem.recipes.recipe import DataSpec, override_spec
 from ohem.training.run import Weights, find_weights
-from ohem.workflow import SILENT, Reporter, free_folder, open_dataset, open_proposals, run_detector
+from ohem.workflow import SILENT, Reporter, beside, new_folder, open_dataset, open_proposals, run_detector
 
 Server = Literal["voc12", "coco"]
 """``voc12``: host.robots.ox.ac.uk:8080, competition 4 (training data of one's own choice); ``coco``: COCO's, boxes."""
@@ -102,18 +102,18 @@ def submit(
     spec = override_spec(spec, overrides)
     _require_classes(server, classes)
     name = _method(name, source)
-    folder = free_folder(out, (source if source.is_dir() else source.parent) / "submission")
-    dataset = open_dataset([data], DataSpec(classes=classes), reporter, annotations="none")
-    test_set = _test_set(server, dataset, test_set)
-    if len(dataset) != _IMAGES.get(test_set, len(dataset)):
-        reporter.warn(f"{dataset.name} has {len(dataset)} images, the server's {test_set} {_IMAGES[test_set]}")
-    boxes = open_proposals(dataset, proposals, spec.given_proposals, workers, reporter)
-    found = run_detector(detector, spec, dataset.records, boxes, device=device, workers=workers, reporter=reporter)
-    if server == "voc12":
-        archive = _pack_voc(folder, name, dataset, found)
-    else:
-        found = _best(found, COCO_LIMIT, reporter)
-        archive = _pack_coco(folder, f"detections_{test_set}_{name}_results", dataset, found)
+    with new_folder(out, beside(source) / "submission") as folder:
+        dataset = open_dataset([data], DataSpec(classes=classes), reporter, annotations="none")
+        test_set = _test_set(server, dataset, test_set)
+        if len(dataset) != _IMAGES.get(test_set, len(dataset)):
+            reporter.warn(f"{dataset.name} has {len(dataset)} images, the server's {test_set} {_IMAGES[test_set]}")
+        boxes = open_proposals(dataset, proposals, spec.given_proposals, workers, reporter)
+        found = run_detector(detector, spec, dataset.records, boxes, device=device, workers=workers, reporter=reporter)
+        if server == "voc12":
+            archive = _pack_voc(folder, name, dataset, found)
+        else:
+            found = _best(found, COCO_LIMIT, reporter)
+            archive = _pack_coco(folder, f"detections_{test_set}_{name}_results", dataset, found)
     return Submission(archive, test_set, len(dataset), sum(len(one.labels) for one in found.values()))
 
 

@@ -131,7 +131,7 @@ class Watcher:
             if record["kind"] == "train":
                 # "mined" is most of a record, and nothing here shows it.
                 self._windows.append({name: value for name, value in record.items() if name != "mined"})
-            elif record["kind"] == "validation":
+            elif record["kind"] == "validation" and record[self._metric] is not None:
                 self._validation = (record["iteration"], self._metric, record[self._metric])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise OhemError(

@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -13,7 +14,7 @@ import torch
 from ohem.data.check import load_checked
 from ohem.data.dataset import DetectionDataset, Detections, ImageId, ImageRecord, Proposals
 from ohem.data.rules import Annotations
-from ohem.data.sources import load_dataset
+from ohem.data.sources import as_names, load_dataset
 from ohem.data.split import draw_fraction, hold_out
 from ohem.errors import DataError, OhemError
 from ohem.evaluation.coco import CocoResult, evaluate_coco
@@ -142,7 +143,7 @@ def train(
     recipe: Recipe,
     sources: Sources,
     *,
-    folder: Path | None = None,
+    folder: Path | str | None = None,
     name: str = "run",
     device: str | None = None,
     workers: int = 1,
@@ -169,16 +170,18 @@ def train(
     """
     start = time.perf_counter()
     processes = Processes.join(pick_device(device))
-    begun = folder or newest_folder(Path("runs") / name)
+    wanted = None if folder is None else Path(folder)
+    begun = wanted or newest_folder(Path("runs") / name)
     if processes.restarts and Run(begun).info_file.exists():
         return begun, resume(begun, device=device, workers=workers, tensorboard=tensorboard, reporter=reporter)
     reporter = reporter if processes.first else SILENT
     _require_together(recipe, processes)
-    folder = Path(processes.tell(str(free_folder(folder, Path("runs") / name)) if processes.first else ""))
+    if wanted and processes.first:
+        require_free(wanted)  # before anything long
     images, validation = _open_all(recipe, sources, workers, reporter, processes)
     detector = new_detector(recipe, images)
-    if processes.first:
-        Run.create(folder, recipe, sources, images.dataset, fingerprint(images.dataset, images.proposals))
+    made = _create_run(wanted, Path("runs") / name, recipe, sources, images) if processes.first else None
+    folder = Path(processes.tell(str(made.folder) if made else ""))
     reporter.say(
         f"{images.dataset.name}: {len(images.dataset)} images, {len(images.dataset.classes)} classes; run: {folder}"
     )
@@ -238,6 +241,18 @@ def resume(
     return _train(prepared, device, workers, tensorboard, reporter, processes)
 
 
+def _create_run(wanted: Path | None, default: Path, recipe: Recipe, sources: Sources, images: AnnotatedImages) -> Run:
+    """In the wanted folder, or the first free one, which another training may take at the same moment."""
+    digest = fingerprint(images.dataset, images.proposals)
+    while True:
+        folder = wanted or next_folder(default)
+        try:
+            return Run.create(folder, recipe, sources, images.dataset, digest)
+        except (OhemError, OSError):
+            if wanted or not folder.exists():
+                raise
+
+
 def _require_together(recipe: Recipe, processes: Processes) -> None:
     processes.require_enough(recipe.images_per_step)
     if processes.count > 1 and getattr(recipe.sampler, "cap", "image") == "batch":
@@ -265,9 +280,13 @@ def _open_sets(
     recipe: Recipe, sources: Sources, workers: int, reporter: Reporter
 ) -> tuple[AnnotatedImages, AnnotatedImages | None]:
     spec = recipe.detector.given_proposals
+    if sources.val_proposals and not sources.val:
+        raise OhemError(f"val_proposals: found {sources.val_proposals[0]}; allowed beside validation data: --val DATA")
     whole = open_dataset(sources.train, recipe.data, reporter)
     train_set, val_set = whole, None
     if sources.val:
+        if recipe.data.holdout:
+            reporter.warn(f"{whole.name}: no image is held out (data.holdout), since there are validation data")
         val_set = open_dataset(sources.val, recipe.data.model_copy(update={"classes": whole.classes}), reporter)
     proposals = open_proposals(whole, sources.proposals, spec, workers, reporter)
     if val_set is not None:
@@ -275,11 +294,17 @@ def _open_sets(
     elif recipe.data.holdout:
         train_set, val_set = hold_out(whole, recipe.data.holdout)
         val_proposals = proposals
+        if not len(val_set):
+            raise OhemError(
+                f"data.holdout: found {recipe.data.holdout}, which is none of {len(whole)} images; allowed: a larger share, or 0"
+            )
         reporter.say(f"{whole.name}: {len(val_set)} of {len(whole)} images held out for validation")
     if recipe.data.fraction < 1:
         train_set = draw_fraction(train_set, recipe.data.fraction, recipe.seed)
     if not len(train_set):
         raise OhemError(f"{whole.name}: found no image left to train on; allowed: a larger data.fraction")
+    if val_set is not None and not any((~record.difficult & ~record.crowd).any() for record in val_set.records):
+        reporter.warn(f"{val_set.name}: found no object to find, so validation cannot tell which weights are best")
     images = AnnotatedImages(train_set, proposals)
     return images, AnnotatedImages(val_set, val_proposals) if val_set is not None else None
 
@@ -345,7 +370,7 @@ class Evaluation:
 
 
 def evaluate(
-    source: Path,
+    source: Path | str,
     data: Sequence[str],
     *,
     proposals: Sequence[str] = (),
@@ -381,34 +406,40 @@ def evaluate(
     file = find_weights(source, weights)
     detector, spec, classes = load_detector(file)
     spec = override_spec(spec, overrides)
-    folder = free_folder(out, (source if source.is_dir() else source.parent) / "evaluation")
-    wanted = DataSpec(classes=classes, other_classes=other_classes, bad_boxes=bad_boxes)
-    dataset = open_dataset(data, wanted, reporter)
-    split = dataset.name.rpartition("@")[2] if "@" in dataset.name else "all"
-    if dataset.format == "voc":
-        voc_result_paths(folder / "voc", dataset, split)  # refuses names before hours are spent
-    boxes = open_proposals(dataset, proposals, spec.given_proposals, workers, reporter)
-    found = run_detector(detector, spec, dataset.records, boxes, device=device, workers=workers, reporter=reporter)
-    voc07 = evaluate_voc(dataset, found, method="voc07")
-    voc12 = evaluate_voc(dataset, found, method="area")
-    coco = evaluate_coco(dataset, found)
-    save_coco_results(folder / "detections.json", dataset, found)
-    if dataset.format == "voc":
-        save_voc_results(folder / "voc", dataset, found, split)
-    metrics = {
-        "data": dataset.name,
-        "sources": list(data),
-        "images": len(dataset),
-        "fingerprint": fingerprint(dataset, boxes),
-        "weights": file.name,
-        "settings": spec.model_dump(
-            mode="json", include={"image", "detection", "proposals" if spec.given_proposals else "rpn"}
-        ),
-        "voc07": voc07.to_json(),
-        "voc12": voc12.to_json(),
-        "coco": coco.to_json(),
-    }
-    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    data = as_names(data)
+    with new_folder(out, beside(source) / "evaluation") as folder:
+        wanted = DataSpec(classes=classes, other_classes=other_classes, bad_boxes=bad_boxes)
+        dataset = open_dataset(data, wanted, reporter)
+        split = dataset.name.rpartition("@")[2] if "@" in dataset.name else "all"
+        in_voc_format = dataset.format == "voc"
+        if in_voc_format:
+            try:
+                voc_result_paths(folder / "voc", dataset, split)
+            except OhemError as error:  # the numbers need no such files
+                in_voc_format = False
+                reporter.warn(f"{error}; none are written")
+        boxes = open_proposals(dataset, proposals, spec.given_proposals, workers, reporter)
+        found = run_detector(detector, spec, dataset.records, boxes, device=device, workers=workers, reporter=reporter)
+        voc07 = evaluate_voc(dataset, found, method="voc07")
+        voc12 = evaluate_voc(dataset, found, method="area")
+        coco = evaluate_coco(dataset, found)
+        save_coco_results(folder / "detections.json", dataset, found)
+        if in_voc_format:
+            save_voc_results(folder / "voc", dataset, found, split)
+        metrics = {
+            "data": dataset.name,
+            "sources": list(data),
+            "images": len(dataset),
+            "fingerprint": fingerprint(dataset, boxes),
+            "weights": file.name,
+            "settings": spec.model_dump(
+                mode="json", include={"image", "detection", "proposals" if spec.given_proposals else "rpn"}
+            ),
+            "voc07": voc07.to_json(),
+            "voc12": voc12.to_json(),
+            "coco": coco.to_json(),
+        }
+        write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return Evaluation(folder, metrics, found, voc07, voc12, coco)
 
 
@@ -435,16 +466,44 @@ def run_detector(
     )
 
 
-def free_folder(wanted: Path | None, default: Path) -> Path:
+@contextmanager
+def new_folder(wanted: Path | str | None, default: Path) -> Iterator[Path]:
     """``wanted``, which must be new or empty; or the first free of ``default``, ``default-2``, ...
+
+    It is made at once: a place that cannot be written to is found before anything long, and no other process takes it.
+    If nothing comes into it, it is removed.
 
     Raises:
         OhemError: there is something in ``wanted``.
     """
-    folder = wanted or next_folder(default)
+    folder = Path(wanted) if wanted is not None else default
+    if wanted is not None:
+        require_free(folder)
+    made = wanted is None or not folder.exists()
+    while True:
+        folder = folder if wanted is not None else next_folder(default)
+        try:
+            folder.mkdir(parents=True, exist_ok=wanted is not None)
+        except FileExistsError:  # another process was quicker
+            continue
+        break
+    try:
+        yield folder
+    finally:
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def require_free(folder: Path) -> None:
+    """Raise OhemError where there is something in a folder, or a file of its name."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OhemError(f"{folder}: found something there already; allowed: a new or empty folder")
-    return folder
+
+
+def beside(source: Path | str) -> Path:
+    """Where what is made of a run, or of a weights file, goes by default: into the run, or beside the file."""
+    source = Path(source)
+    return source if source.is_dir() else source.parent
 
 
 def pick_device(name: str | None) -> torch.device:

@@ -90,6 +90,6 @@ def next_of_runs(folder: Path, most: int = 3) -> list[str]:
 def _next_of_run(run: Path) -> str:
     if not (run / "weights.safetensors").exists():
         return f"  {run} is not finished: ohem watch {run}, or if it was stopped: ohem train --resume {run}"
-    if not (run / "evaluation").exists():
+    if not any(run.glob("*/metrics.json")):
         return f"  {run} is trained: ohem evaluate {run} --data DATA"
     return f"  {run} is evaluated: ohem report {run}"

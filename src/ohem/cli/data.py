@@ -133,6 +133,7 @@ def harvest(
     max_background: Annotated[
         float, typer.Option(min=0, max=1, help="A background RoI with a lower probability of background is kept.")
     ] = 0.5,
+    bad_boxes: BadBoxes = "error",
     workers: Workers = 1,
 ) -> None:
     """Bootstrapping, as before OHEM: keep the foreground and false positives of a frozen detector, to train on those.
@@ -142,6 +143,7 @@ def harvest(
     --proposals hard.json[/cyan]
     """
     from ohem.bootstrapping import harvest as harvest_working_set
+    from ohem.recipes.recipe import DataSpec
 
     kept = harvest_working_set(
         run,
@@ -149,6 +151,7 @@ def harvest(
         out,
         proposals=proposals or [],
         max_background=max_background,
+        data_spec=DataSpec(other_classes="drop", bad_boxes=bad_boxes),
         workers=workers,
         reporter=console,
     )

@@ -73,6 +73,7 @@ def reproduce(
         classes=class_names(classes) or (),
         recipe=recipe,
         progress=partial(console.progress, "drawing images"),
+        draw=not plan,
     )
     workshop = Workshop(opened, out, console, device, workers)
     for folder in collect or []:

@@ -50,8 +50,13 @@ class YoloSource:
     split: str
 
 
+def as_names(given: Sequence[str] | str) -> Sequence[str]:
+    """Several names, or the one that a single string is."""
+    return [given] if isinstance(given, str) else given
+
+
 def load_dataset(
-    sources: Sequence[str],
+    sources: Sequence[str] | str,
     classes: Sequence[str] | None = None,
     *,
     other_classes: OtherClasses = "error",
@@ -72,6 +77,7 @@ def load_dataset(
         DataError: with every fault of every source.
         OhemError: when a source cannot be found, or the sources do not belong together.
     """
+    sources = as_names(sources)
     found = [locate(source, annotations) for source in sources]
     if not found or len(set(found)) < len(found):
         raise OhemError(f"sources: found {listed(sources) or 'none'}; allowed: at least one, each once")

@@ -92,9 +92,6 @@ def save_voc_results(
     columns = detection_columns(dataset, detections)
     paths = voc_result_paths(folder, dataset, split, competition)
     ids = [str(record.id) for record in dataset.records]
-    spaced = [image_id for image_id in ids if image_id.split() != [image_id]]
-    if spaced:
-        raise OhemError(f"VOC results hold no image ids with white space; found {len(spaced)} (first {spaced[0]!r})")
     for label, path in enumerate(paths, start=1):
         mine = np.flatnonzero(columns.labels == label)
         corners = columns.boxes[mine] + (1, 1, 0, 0)
@@ -220,8 +217,12 @@ def voc_result_paths(folder: Path, dataset: DetectionDataset, split: str, compet
     """The files that `save_voc_results` writes, in the order of the classes.
 
     Raises:
-        OhemError: a class has a name that cannot stand in a file's name.
+        OhemError: a class has a name that cannot stand in a file's name, or an image one that cannot stand in a line.
     """
+    ids = [str(record.id) for record in dataset.records]
+    spaced = [image_id for image_id in ids if image_id.split() != [image_id]]
+    if spaced:
+        raise OhemError(f"VOC results hold no image ids with white space; found {len(spaced)} (first {spaced[0]!r})")
     names = [f"{competition}_det_{split}_{name}.txt" for name in dataset.classes]
     unfit = [name for name in names if "/" in name or "\\" in name or "\0" in name or names.count(name) > 1]
     if unfit:

@@ -15,7 +15,7 @@ from ohem.report.page import write_page
 from ohem.report.suspect_files import save_coco, save_table
 from ohem.report.suspects import KINDS, Suspect, find_suspects
 from ohem.training.run import Run, find_weights
-from ohem.workflow import SILENT, Reporter, free_folder, open_dataset, open_proposals
+from ohem.workflow import SILENT, Reporter, beside, new_folder, open_dataset, open_proposals
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +27,8 @@ class Inspection:
 
 
 def inspect_annotations(
-    source: Path,
-    data: Sequence[str],
+    source: Path | str,
+    data: Sequence[str] | str,
     *,
     proposals: Sequence[str] = (),
     out: Path | None = None,
@@ -58,29 +58,32 @@ def inspect_annotations(
     Raises:
         OhemError: no such weights, no snapshots, or anything wrong with the data.
     """
+    source = Path(source)
     file = find_weights(source, "last")
     _, spec, classes = load_detector(file)
-    folder = free_folder(out, (source if source.is_dir() else source.parent) / "inspection")
-    weights = [*_snapshots(source), file] if history else [file]
-    dataset = open_dataset(data, DataSpec(classes=classes, other_classes=other_classes, bad_boxes=bad_boxes), reporter)
-    boxes = open_proposals(dataset, proposals, spec.given_proposals, workers, reporter)
-    evidence = gather_evidence(weights, dataset, boxes, device=device, workers=workers, reporter=reporter)
-    suspects = tuple(find_suspects(evidence))
-    save_table(folder / "suspects.csv", suspects, classes)
-    save_coco(folder / "suspects.json", suspects[:shown], dataset)
-    values = {
-        "title": f"Suspect annotations of {dataset.name}",
-        "boxes": sum(len(record.labels) for record in dataset.records),
-        "images": len(dataset),
-        "kinds": [(kind, sum(one.kind == kind for one in suspects[:shown])) for kind in KINDS],
-        "shown": min(shown, len(suspects)),
-        "gallery": make_gallery(
-            [suspect_sketch(rank, one, classes) for rank, one in enumerate(suspects[:shown], start=1)],
-            progress=partial(reporter.progress, "cutting out pictures"),
-        ),
-        "rows": [_row(rank, one, classes) for rank, one in enumerate(suspects[:shown], start=1)],
-    }
-    write_page(folder / "suspects.html", "inspection.html.j2", values)
+    with new_folder(out, beside(source) / "inspection") as folder:
+        weights = [*_snapshots(source), file] if history else [file]
+        dataset = open_dataset(
+            data, DataSpec(classes=classes, other_classes=other_classes, bad_boxes=bad_boxes), reporter
+        )
+        boxes = open_proposals(dataset, proposals, spec.given_proposals, workers, reporter)
+        evidence = gather_evidence(weights, dataset, boxes, device=device, workers=workers, reporter=reporter)
+        suspects = tuple(find_suspects(evidence))
+        save_table(folder / "suspects.csv", suspects, classes)
+        save_coco(folder / "suspects.json", suspects[:shown], dataset)
+        values = {
+            "title": f"Suspect annotations of {dataset.name}",
+            "boxes": sum(len(record.labels) for record in dataset.records),
+            "images": len(dataset),
+            "kinds": [(kind, sum(one.kind == kind for one in suspects[:shown])) for kind in KINDS],
+            "shown": min(shown, len(suspects)),
+            "gallery": make_gallery(
+                [suspect_sketch(rank, one, classes) for rank, one in enumerate(suspects[:shown], start=1)],
+                progress=partial(reporter.progress, "cutting out pictures"),
+            ),
+            "rows": [_row(rank, one, classes) for rank, one in enumerate(suspects[:shown], start=1)],
+        }
+        write_page(folder / "suspects.html", "inspection.html.j2", values)
     return Inspection(folder, suspects)
 
 

@@ -20,7 +20,7 @@ HARD, FALSE_POSITIVES, MISSED = 150, 300, 150
 
 
 def make_report(
-    folders: Sequence[Path],
+    folders: Sequence[Path | str] | Path | str,
     *,
     data: Sequence[str] = (),
     out: Path | None = None,
@@ -47,9 +47,10 @@ def make_report(
     Raises:
         OhemError: not a run, a file is there already, or detections do not fit their data.
     """
-    home = folders[0] if len(folders) == 1 else folders[0].parent if folders else Path()
+    places = [Path(folder) for folder in ([folders] if isinstance(folders, str | Path) else folders)]
+    home = places[0] if len(places) == 1 else places[0].parent if places else Path()
     path = free_page(out, home / "report.html")
-    runs = open_runs(folders, data, reporter)
+    runs = open_runs(places, data, reporter)
     sketches, notes = _sketches(runs, most_images, device, workers, reporter)
     gallery = make_gallery(sketches, progress=partial(reporter.progress, "cutting out pictures"))
     values: dict[str, Any] = {

@@ -40,7 +40,7 @@ def save_coco(path: Path, suspects: Sequence[Suspect], dataset: DetectionDataset
     annotations. Images and annotations are numbered from 1, since tools want integers; file names are relative to the
     folder that all of the data set's images lie in.
     """
-    home = os.path.commonpath([record.path.parent for record in dataset.records])
+    home = os.path.commonpath([record.path.parent.absolute() for record in dataset.records])
     records = list({one.record.id: one.record for one in suspects}.values())
     of_image: dict[Any, list[Suspect]] = {record.id: [] for record in records}
     for one in suspects:
@@ -83,7 +83,7 @@ def _entry(box: Any, category: int, crowd: bool, attributes: dict[str, Any]) -> 
 
 
 def _within(home: str, path: Path) -> str:
-    return path.relative_to(home).as_posix()
+    return path.absolute().relative_to(home).as_posix()
 
 
 def _numbers(box: Any) -> tuple[str, ...]:

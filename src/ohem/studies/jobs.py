@@ -96,7 +96,7 @@ class TrainJob:
         rate = []
         if self.rates:
             tried = [workshop.results.get(f"tune-{self.group}-{rate:g}") for rate in self.rates]
-            best = max((t for t in tried if t), key=lambda t: (t["validation"], -t["rate"]))
+            best = max((t for t in tried if t), key=lambda t: (t["validation"] or 0.0, -t["rate"]))
             rate = [f"optimizer.lr={best['rate']}"]
         recipe = _recipe(self.training, workshop.study.data[self.training.data], *rate, f"seed={self.seed}")
         every = recipe.iterations // CURVE_POINTS if self.training.curve else 0

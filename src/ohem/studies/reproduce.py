@@ -48,6 +48,7 @@ def open_study(
     classes: Sequence[str] = (),
     recipe: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    draw: bool = True,
 ) -> Study:
     """The study of a scale over someone's data.
 
@@ -63,6 +64,7 @@ def open_study(
         classes: mini: the class list.
         recipe: mini: what all trainings share.
         progress: told how many built-in images are drawn, and how many there are.
+        draw: whether built-in images are drawn where they are not there; a plan needs none.
 
     Raises:
         OhemError: arguments that do not go together, or no such target.
@@ -74,7 +76,7 @@ def open_study(
                 "reproduce: found no --data, or settings of mini; allowed with --scale full: --data DIR alone"
             )
         return full_study(Path(data))
-    found = {"main": _main_data(data, test, tuple(classes), out, progress)}
+    found = {"main": _main_data(data, test, tuple(classes), out, progress if draw else None)}
     if coco is not None:
         found["coco"] = Data((coco,))
     name = recipe or ("mini_demo" if data is None else "mini")
@@ -85,10 +87,12 @@ def open_study(
 
 
 def _main_data(
-    data: str | None, test: str | None, classes: tuple[str, ...], out: Path, progress: Callable[[int, int], None]
+    data: str | None, test: str | None, classes: tuple[str, ...], out: Path, draw: Callable[[int, int], None] | None
 ) -> Data:
     if data is None:
-        folder = make_builtin(out / "data", train_images=400, test_images=200, progress=progress)
+        folder = out / "data"
+        if draw:
+            make_builtin(folder, train_images=400, test_images=200, progress=draw)
         return Data((f"{folder}@train",), (f"{folder}@test",))
     if test is not None:
         return Data((data,), (test,), classes=classes)

@@ -1,5 +1,6 @@
 """The training loop, in one straight line."""
 
+import math
 import resource
 import signal
 import sys
@@ -162,8 +163,10 @@ def train(
                 write({"kind": "train", "iteration": done, "lr": lr, **averages})
             if validation and (last or _is_due(done, recipe.evaluation.every)):
                 value = measure(result, recipe, validation, workers, processes, observe)
-                write({"kind": "validation", "iteration": done, recipe.evaluation.metric: value})
-                if best is None or value > best:
+                measurable = not math.isnan(value)  # it is not where no object counts
+                metric = value if measurable else None
+                write({"kind": "validation", "iteration": done, recipe.evaluation.metric: metric})
+                if measurable and (best is None or value > best):
                     best = value
                     save(run.best_file)
             if _is_due(done, recipe.snapshot_every):

@@ -49,6 +49,10 @@ class Sources:
     proposals: tuple[str, ...] = ()
     val_proposals: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        for name, given in vars(self).items():  # one string, or a list, as a script may have it
+            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
+
 
 class Run:
     """The folder of one training run."""
@@ -77,7 +81,8 @@ class Run:
         Raises:
             OhemError: the folder exists and is not empty; nothing in it is touched.
         """
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        there = folder.exists()  # asked once: another training may make it at any moment
+        if there and (not folder.is_dir() or any(folder.iterdir())):
             raise OhemError(f"{folder}: found something there already; allowed: a new folder, or --resume {folder}")
         info = {
             "format": FORMAT,
@@ -87,7 +92,7 @@ class Run:
             "seed": recipe.seed,
             "machine": machine(),
         }
-        if folder.exists():  # perhaps a disk of its own, which cannot be renamed onto
+        if there:  # perhaps a disk of its own, which cannot be renamed onto
             cls(folder)._begin(recipe, info)
             return cls(folder)
         # Both files or none: half a run could neither be resumed nor begun again.
@@ -197,12 +202,13 @@ class Run:
         write_atomically(self.log_file, "".join(kept))
 
 
-def find_weights(source: Path, which: Weights) -> Path:
+def find_weights(source: Path | str, which: Weights) -> Path:
     """The weights file that a run's folder, or the name of a file, means.
 
     Raises:
         OhemError: there is none (yet).
     """
+    source = Path(source)
     if not source.is_dir():
         return source
     run = Run.open(source)

@@ -1,0 +1,209 @@
+"""The commands as functions: what they refuse, what they say, and where they put things."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ohem
+from ohem.bootstrapping import harvest
+from ohem.errors import OhemError
+from ohem.models.weights import load_detector, save_detector
+from ohem.pictures import JPEG_MAX_SIDE
+from ohem.recipes.recipe import DataSpec
+from ohem.training.loop import AnnotatedImages
+from ohem.training.run import Run, Sources
+from ohem.workflow import _create_run, new_folder
+from shapes import make_shapes, open_shapes, small_recipe
+
+
+class Listener:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.warned: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warned.append(text)
+
+    def progress(self, task: str, done: int, total: int) -> None: ...
+
+    def record(self, record: Mapping[str, Any]) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OHEM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained for a step on shapes, which are beside it."""
+    folder = tmp_path_factory.mktemp("run")
+    data = make_shapes(folder / "data", train=4, test=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OHEM_CACHE", str(folder / "cache"))
+        made, finished = ohem.train(
+            small_recipe("iterations=1"), Sources((f"{data}@train",)), folder=str(folder / "run"), workers=0
+        )
+    assert finished
+    return made
+
+
+def data_of(run: Path, split: str = "test") -> str:
+    return f"{run.parent / 'data'}@{split}"
+
+
+def without_objects(folder: Path) -> Path:
+    make_shapes(folder, train=4, test=2)
+    for annotation in (folder / "Annotations").glob("test_*.xml"):
+        annotation.write_text(re.sub(r"<object>.*</object>", "", annotation.read_text(), flags=re.DOTALL))
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------------------- validation
+
+
+def test_validation_without_an_object_is_told_and_chooses_no_weights() -> None:
+    data, listener = without_objects(Path("data")), Listener()
+    recipe = small_recipe("iterations=4", "evaluation.every=2", "log_every=2")
+    sources = Sources((f"{data}@train",), (f"{data}@test",))
+    folder, _ = ohem.train(recipe, sources, name="run", workers=0, reporter=listener)
+    assert listener.warned == ["data@test: found no object to find, so validation cannot tell which weights are best"]
+    lines = Run(folder).log_file.read_text().splitlines()
+    validations = [json.loads(line) for line in lines if '"validation"' in line]
+    assert [record["voc07"] for record in validations] == [None, None]
+    assert not any("NaN" in line for line in lines)
+    assert not Run(folder).best_file.exists()
+    assert ohem.evaluate(folder, [f"{data}@train"], workers=0).metrics["weights"] == "weights.safetensors"
+    assert ohem.make_report(folder, most_images=1, workers=0).is_file()
+
+
+def test_a_share_that_holds_no_image_out_is_refused() -> None:
+    data = make_shapes(Path("data"), train=4, test=2)
+    with pytest.raises(
+        OhemError, match=r"data\.holdout: found 0\.1, which is none of 4 images; allowed: a larger share"
+    ):
+        ohem.train(small_recipe("data.holdout=0.1"), Sources(f"{data}@train"), workers=0)  # type: ignore[arg-type]
+    assert not Path("runs").exists()
+
+
+def test_settings_that_have_no_effect_are_told_or_refused(run: Path) -> None:
+    recipe, listener = small_recipe("iterations=1", "data.holdout=0.5"), Listener()
+    ohem.train(recipe, Sources((data_of(run, "train"),), (data_of(run),)), workers=0, reporter=listener)
+    assert listener.warned == ["data@train: no image is held out (data.holdout), since there are validation data"]
+    with pytest.raises(OhemError, match=r"val_proposals: found boxes\.json; allowed beside validation data"):
+        ohem.train(recipe, Sources((data_of(run, "train"),), val_proposals=("boxes.json",)), workers=0)
+
+
+# ------------------------------------------------------------------------------------------------------------- folders
+
+
+def test_two_at_once_take_two_folders_and_an_empty_one_is_not_left() -> None:
+    with new_folder(None, Path("made/found")) as one, new_folder(None, Path("made/found")) as other:
+        (one / "file").touch()
+    assert (one, other) == (Path("made/found"), Path("made/found-2"))
+    assert [path.name for path in Path("made").iterdir()] == ["found"]
+    with pytest.raises(OhemError, match="no data"), new_folder("wanted", Path("made/found")):
+        raise OhemError("no data")
+    assert not Path("wanted").exists()
+    Path("wanted").mkdir()
+    with new_folder(Path("wanted"), Path("made/found")) as wanted:
+        assert wanted == Path("wanted")
+    assert wanted.exists()  # it is the user's
+    with pytest.raises(OhemError, match=r"found: found something there already"), new_folder(one, Path("x")):
+        pass
+
+
+def test_trainings_that_begin_at_once_have_a_run_each(run: Path) -> None:
+    images = AnnotatedImages(*open_shapes(run.parent / "data", "train"))
+    recipe = small_recipe()
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(lambda _: _create_run(None, Path("runs/a"), recipe, Sources(("d",)), images), range(8)))
+    assert sorted(run.folder.name for run in made) == ["a", *(f"a-{i}" for i in range(2, 9))]
+    assert all(run.recipe() == recipe for run in made)
+
+
+def test_a_place_that_cannot_be_written_to_is_found_before_anything_long(run: Path) -> None:
+    Path("file").touch()
+    listener = Listener()
+    with pytest.raises(OSError, match="file"):
+        ohem.evaluate(run, [data_of(run)], out=Path("file/evaluation"), workers=0, reporter=listener)
+    assert not any("proposals" in text for text in listener.said)
+
+
+# --------------------------------------------------------------------------------------------- names, boxes and pictures
+
+
+def test_names_that_vocs_files_cannot_hold_cost_those_files_alone(run: Path) -> None:
+    data, listener = make_shapes(Path("data"), train=4, test=2), Listener()
+    (data / "JPEGImages/test_000.png").rename(data / "JPEGImages/test 000.png")
+    annotation = (data / "Annotations/test_000.xml").read_text().replace("test_000", "test 000")
+    (data / "Annotations/test 000.xml").write_text(annotation)
+    (data / "ImageSets/Main/test.txt").write_text("test 000\ntest_001\n")
+    found = ohem.evaluate(run, [f"{data}@test"], out=Path("found"), workers=0, reporter=listener)
+    assert listener.warned == [
+        "VOC results hold no image ids with white space; found 1 (first 'test 000'); none are written"
+    ]
+    assert {path.name for path in found.folder.iterdir()} == {"detections.json", "metrics.json"}
+    assert not math.isnan(found.voc07.mean_ap)
+
+
+def test_a_class_that_is_a_path_is_measured_and_nothing_is_written_there(run: Path) -> None:
+    detector, spec, classes = load_detector(run / "weights.safetensors")
+    save_detector(Path("in/w.safetensors").resolve(), detector, spec, ("../../x", *classes[1:]))
+    listener = Listener()
+    ohem.evaluate("in/w.safetensors", data_of(run), workers=0, reporter=listener)
+    assert "not to be used as file names: ['comp4_det_test_../../x.txt']; none are written" in listener.warned[-1]
+    written = {path.name for path in Path().rglob("*") if path.is_file() and "cache" not in path.parts}
+    assert written == {"w.safetensors", "detections.json", "metrics.json"}
+
+
+def test_pictures_of_one_stem_have_a_drawing_each_and_the_longest_is_a_png(run: Path) -> None:
+    Path("photos").mkdir()
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (72, 96, 3), dtype=np.uint8))
+    for name in ("a.png", "a.jpg", "A.bmp", "b.png"):
+        picture.save(Path("photos", name))
+    Image.new("RGB", (JPEG_MAX_SIDE + 1, 2)).save("photos/wide.png")
+    found = ohem.detect_pictures(str(run), "photos", workers=0)
+    drawn = [one["picture"] for one in found.listing["images"]]
+    assert len(set(map(str.lower, drawn))) == 5
+    assert [name for name in drawn if "-" not in name] == ["b.jpg", "wide.png"]
+    assert {path.name for path in found.folder.iterdir()} == {*drawn, "detections.json"}
+
+
+def test_suspects_of_data_by_relative_and_absolute_names(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.parent)
+    found = ohem.inspect_annotations("run", ["data@train", f"{Path('data').resolve()}@test"], workers=0)
+    images = json.loads((found.folder / "suspects.json").read_text())["images"]
+    assert {os.path.dirname(image["file_name"]) for image in images} == {""}  # noqa: PTH120
+
+
+def test_a_harvest_may_leave_bad_boxes_out(run: Path) -> None:
+    data = make_shapes(Path("data"), train=2, test=1)
+    annotation = data / "Annotations/train_000.xml"
+    annotation.write_text(re.sub(r"<xmax>\d+<", "<xmax>1<", annotation.read_text(), count=1))
+    with pytest.raises(OhemError, match="train_000"):
+        harvest(run, f"{data}@train", Path("hard.json"), workers=0)
+    spec = DataSpec(other_classes="drop", bad_boxes="drop")
+    assert len(harvest(run, f"{data}@train", Path("hard.json"), data_spec=spec, workers=0)) == 2
+
+
+def test_one_string_is_one_source_and_names_may_be_strings(run: Path) -> None:
+    assert Sources("a@b", val=["c"]) == Sources(("a@b",), ("c",))  # type: ignore[arg-type]
+    assert len(ohem.load_dataset(data_of(run))) == 2
+    found = ohem.evaluate(str(run), data_of(run), out=Path("found"), workers=0)
+    assert found.metrics["sources"] == [data_of(run)]

@@ -267,37 +267,36 @@ class FastRCNN(nn.Module):
             ValueError: images are to be remembered and have no numbers.
         """
         with read_only(self.head, dropout=dropout):
-            if exact or isinstance(self.ranking, ExactRanking):
+            if exact:
                 losses = self._rank_exactly(features, rois)
-                require_finite(losses, rois)
-                return losses
-            with self._ranking_precision(self.ranking):
-                if self.thin_head is not None:
-                    losses = self._rank_thin(self.thin_head, features, rois)
-                elif self.loss_memory is not None:
-                    losses = self._rank_remembered(self.loss_memory, features, rois, images)
-                else:
-                    losses = self._rank_exactly(features, rois)
+            else:
+                with self._ranking_precision():
+                    losses = self._rank(features, rois, images)
             require_finite(losses, rois)  # before anything is learned from them
-            if self.thin_head is not None:
+            if self.thin_head is not None and not exact:
                 self.thin_head.learn(self.head, cast(Sequence[Tensor], features), [image.boxes for image in rois])
-            if self.loss_memory is not None:
+            if self.loss_memory is not None and not exact:
                 for number, found in zip(cast(Sequence[int], images), losses, strict=True):
                     self.loss_memory.keep(number, found.cls)
         return losses
 
-    def _ranking_precision(self, ranking: Ranking) -> AbstractContextManager[Any]:
-        precision = getattr(ranking, "precision", "float32")
+    def _ranking_precision(self) -> AbstractContextManager[Any]:
+        precision = getattr(self.ranking, "precision", "float32")
         if precision == "float32":
             return nullcontext()
         return half_products(self.delta_mean.device, getattr(torch, precision))
+
+    def _rank(self, features: Sequence[Feature], rois: Sequence[Rois], images: Sequence[int] | None) -> list[RoiLosses]:
+        if self.thin_head is not None and not self.thin_head.is_due():
+            return self._rank_thin(self.thin_head, features, rois)
+        if self.loss_memory is not None:
+            return self._rank_remembered(self.loss_memory, features, rois, images)
+        return self._rank_exactly(features, rois)
 
     def _rank_exactly(self, features: Sequence[Feature], rois: Sequence[Rois]) -> list[RoiLosses]:
         return [self._score_all(feature, image) for feature, image in zip(features, rois, strict=True)]
 
     def _rank_thin(self, thin: ThinHead, features: Sequence[Feature], rois: Sequence[Rois]) -> list[RoiLosses]:
-        if thin.is_due():
-            return self._rank_exactly(features, rois)
         guesses = [self._score_all(feature, image, thin) for feature, image in zip(features, rois, strict=True)]
         return [
             self._score_likely(guess, thin.settings.share, feature, image)

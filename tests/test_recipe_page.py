@@ -58,7 +58,7 @@ def test_a_row_by_hand_of_each_sort(writer: ModuleType) -> None:
     assert recipe["optimizer"] == ["[optimizer](#optimizer)", "as there", "see [optimizer](#optimizer)."]
     assert recipe["rpn_sampler"][1] == "`null`"
     assert head["pool"][:2] == ["`max`, `align`", "`max`"]
-    assert head["fc"][:2] == ["list: whole numbers, 1 or more", "`[4096, 4096]`"]
+    assert head["fc"][:2] == ["list of 1 or more: whole numbers, 1 or more", "`[4096, 4096]`"]
     assert rows(text, "loss: focal")["alpha"][:2] == ["number, 0 to 1, or `null`", "`0.25`"]
     assert rows(text, "detector of torchvision")["image"][1] == "`{longest: 1333, shortest: 800}`"
 

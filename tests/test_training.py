@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 
 from ohem.data.loading import Draw, training_batches
 from ohem.errors import OhemError
+from ohem.files import next_folder
 from ohem.models.weights import load_detector
 from ohem.recipes.recipe import Recipe
 from ohem.training.loop import AnnotatedImages, measure, new_detector, train
-from ohem.training.run import Run, Sources, fingerprint, next_folder
+from ohem.training.run import Run, Sources, fingerprint
 from shapes import PRETRAINED, make_shapes, open_shapes, small_recipe
 
 

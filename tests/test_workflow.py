@@ -16,12 +16,13 @@ from PIL import Image
 import ohem
 from ohem.bootstrapping import harvest
 from ohem.errors import OhemError
+from ohem.files import new_folder
 from ohem.models.weights import load_detector, save_detector
 from ohem.pictures import JPEG_MAX_SIDE
 from ohem.recipes.recipe import DataSpec
 from ohem.training.loop import AnnotatedImages
 from ohem.training.run import Run, Sources
-from ohem.workflow import _create_run, new_folder
+from ohem.workflow import _create_run
 from shapes import make_shapes, open_shapes, small_recipe
 
 

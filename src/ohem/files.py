@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files so that a reader never sees half of one, into folders where nothing is yet."""
 
 import os
 import tempfile
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from ohem.errors import OhemError
 
 
 @contextmanager
@@ -42,3 +44,52 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a whole file or nothing; text as UTF-8. See :func:`atomic_writer`."""
     with atomic_writer(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def new_folder(wanted: Path | str | None, default: Path) -> Iterator[Path]:
+    """``wanted``, which must be new or empty; or the first free of ``default``, ``default-2``, ...
+
+    It is made at once: a place that cannot be written to is found before anything long, and no other process takes it.
+    If nothing comes into it, it is removed.
+
+    Raises:
+        OhemError: there is something in ``wanted``.
+    """
+    if wanted is None:
+        folder, ours = _claim(default), True
+    else:
+        folder = Path(wanted)
+        require_free(folder)
+        ours = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    finally:
+        if ours and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _claim(default: Path) -> Path:
+    while True:
+        folder = next_folder(default)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:  # another process was quicker
+            continue
+        return folder
+
+
+def require_free(folder: Path) -> None:
+    """Raise OhemError where there is something in a folder, or a file of its name."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OhemError(f"{folder}: found something there already; allowed: a new or empty folder")
+
+
+def next_folder(folder: Path) -> Path:
+    """The folder itself, or the first of ``folder-2``, ``folder-3``, ... that does not exist."""
+    found, count = folder, 1
+    while found.exists():
+        count += 1
+        found = folder.with_name(f"{folder.name}-{count}")
+    return found

@@ -19,10 +19,10 @@ from ohem.data.dataset import DetectionDataset, Detections, ImageId, ImageRecord
 from ohem.data.images import image_size, read_image
 from ohem.data.sources import as_names
 from ohem.errors import DataError, Fault, OhemError
-from ohem.files import atomic_writer, write_atomically
+from ohem.files import atomic_writer, new_folder, write_atomically
 from ohem.models.weights import load_detector
 from ohem.training.run import Weights, find_weights
-from ohem.workflow import SILENT, Reporter, new_folder, open_proposals, run_detector
+from ohem.workflow import SILENT, Reporter, open_proposals, run_detector
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 JPEG_MAX_SIDE = 65500

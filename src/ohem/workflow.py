@@ -2,8 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -20,7 +19,7 @@ from ohem.errors import DataError, OhemError
 from ohem.evaluation.coco import CocoResult, evaluate_coco
 from ohem.evaluation.results import save_coco_results, save_voc_results, voc_result_paths
 from ohem.evaluation.voc import VocResult, evaluate_voc
-from ohem.files import write_atomically
+from ohem.files import new_folder, next_folder, require_free, write_atomically
 from ohem.inference import detect
 from ohem.models.fast_rcnn import FastRCNN
 from ohem.models.products import has_arithmetic
@@ -33,7 +32,7 @@ from ohem.recipes.recipe import RANKINGS, DataSpec, Recipe, override_spec
 from ohem.training.loop import AnnotatedImages, Observer, new_detector
 from ohem.training.loop import train as train_loop
 from ohem.training.processes import Processes
-from ohem.training.run import Run, Sources, Weights, find_weights, fingerprint, newest_folder, next_folder
+from ohem.training.run import Run, Sources, Weights, find_weights, fingerprint, newest_folder
 from ohem.training.tensorboard import tensorboard_observer
 
 
@@ -464,40 +463,6 @@ def run_detector(
         workers=workers,
         progress=lambda done, total: reporter.progress("detecting", done, total),
     )
-
-
-@contextmanager
-def new_folder(wanted: Path | str | None, default: Path) -> Iterator[Path]:
-    """``wanted``, which must be new or empty; or the first free of ``default``, ``default-2``, ...
-
-    It is made at once: a place that cannot be written to is found before anything long, and no other process takes it.
-    If nothing comes into it, it is removed.
-
-    Raises:
-        OhemError: there is something in ``wanted``.
-    """
-    folder = Path(wanted) if wanted is not None else default
-    if wanted is not None:
-        require_free(folder)
-    made = wanted is None or not folder.exists()
-    while True:
-        folder = folder if wanted is not None else next_folder(default)
-        try:
-            folder.mkdir(parents=True, exist_ok=wanted is not None)
-        except FileExistsError:  # another process was quicker
-            continue
-        break
-    try:
-        yield folder
-    finally:
-        if made and not any(folder.iterdir()):
-            folder.rmdir()
-
-
-def require_free(folder: Path) -> None:
-    """Raise OhemError where there is something in a folder, or a file of its name."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OhemError(f"{folder}: found something there already; allowed: a new or empty folder")
 
 
 def beside(source: Path | str) -> Path:

@@ -72,8 +72,7 @@ def reproduce(
         coco=coco,
         classes=class_names(classes) or (),
         recipe=recipe,
-        progress=partial(console.progress, "drawing images"),
-        draw=not plan,
+        progress=None if plan else partial(console.progress, "drawing images"),
     )
     workshop = Workshop(opened, out, console, device, workers)
     for folder in collect or []:

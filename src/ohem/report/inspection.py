@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ohem.errors import OhemError
+from ohem.files import new_folder
 from ohem.models.weights import load_detector
 from ohem.recipes.recipe import DataSpec
 from ohem.report.evidence import gather_evidence
@@ -15,7 +16,7 @@ from ohem.report.page import write_page
 from ohem.report.suspect_files import save_coco, save_table
 from ohem.report.suspects import KINDS, Suspect, find_suspects
 from ohem.training.run import Run, find_weights
-from ohem.workflow import SILENT, Reporter, beside, new_folder, open_dataset, open_proposals
+from ohem.workflow import SILENT, Reporter, beside, open_dataset, open_proposals
 
 
 @dataclass(frozen=True, eq=False)

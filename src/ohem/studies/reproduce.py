@@ -47,8 +47,7 @@ def open_study(
     coco: str | None = None,
     classes: Sequence[str] = (),
     recipe: str | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    draw: bool = True,
+    progress: Callable[[int, int], None] | None = lambda done, total: None,
 ) -> Study:
     """The study of a scale over someone's data.
 
@@ -63,8 +62,7 @@ def open_study(
         coco: mini: a COCO source, of which 30 % are held out to test on.
         classes: mini: the class list.
         recipe: mini: what all trainings share.
-        progress: told how many built-in images are drawn, and how many there are.
-        draw: whether built-in images are drawn where they are not there; a plan needs none.
+        progress: told how many built-in images are drawn, and how many there are; None: a plan, for which none are drawn.
 
     Raises:
         OhemError: arguments that do not go together, or no such target.
@@ -76,7 +74,7 @@ def open_study(
                 "reproduce: found no --data, or settings of mini; allowed with --scale full: --data DIR alone"
             )
         return full_study(Path(data))
-    found = {"main": _main_data(data, test, tuple(classes), out, progress if draw else None)}
+    found = {"main": _main_data(data, test, tuple(classes), out, progress)}
     if coco is not None:
         found["coco"] = Data((coco,))
     name = recipe or ("mini_demo" if data is None else "mini")
@@ -87,12 +85,12 @@ def open_study(
 
 
 def _main_data(
-    data: str | None, test: str | None, classes: tuple[str, ...], out: Path, draw: Callable[[int, int], None] | None
+    data: str | None, test: str | None, classes: tuple[str, ...], out: Path, progress: Callable[[int, int], None] | None
 ) -> Data:
     if data is None:
         folder = out / "data"
-        if draw:
-            make_builtin(folder, train_images=400, test_images=200, progress=draw)
+        if progress:
+            make_builtin(folder, train_images=400, test_images=200, progress=progress)
         return Data((f"{folder}@train",), (f"{folder}@test",))
     if test is not None:
         return Data((data,), (test,), classes=classes)

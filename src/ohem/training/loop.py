@@ -163,10 +163,9 @@ def train(
                 write({"kind": "train", "iteration": done, "lr": lr, **averages})
             if validation and (last or _is_due(done, recipe.evaluation.every)):
                 value = measure(result, recipe, validation, workers, processes, observe)
-                measurable = not math.isnan(value)  # it is not where no object counts
-                metric = value if measurable else None
-                write({"kind": "validation", "iteration": done, recipe.evaluation.metric: metric})
-                if measurable and (best is None or value > best):
+                known = not math.isnan(value)  # it is not where there is no object to find
+                write({"kind": "validation", "iteration": done, recipe.evaluation.metric: value if known else None})
+                if known and (best is None or value > best):
                     best = value
                     save(run.best_file)
             if _is_due(done, recipe.snapshot_every):

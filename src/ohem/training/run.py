@@ -24,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from ohem.data.dataset import DetectionDataset, Proposals
 from ohem.data.rules import one_line, quoted
 from ohem.errors import OhemError
-from ohem.files import write_atomically
+from ohem.files import next_folder, write_atomically
 from ohem.recipes.recipe import Recipe, dump_recipe, load_recipe
 
 FORMAT = 1
@@ -226,15 +226,6 @@ def newest_folder(folder: Path) -> Path:
     after = next_folder(folder)
     number = after.name.removeprefix(folder.name).removeprefix("-")
     return folder if number in ("", "2") else folder.with_name(f"{folder.name}-{int(number) - 1}")
-
-
-def next_folder(folder: Path) -> Path:
-    """The folder itself, or the first of ``folder-2``, ``folder-3``, ... that does not exist."""
-    found, count = folder, 1
-    while found.exists():
-        count += 1
-        found = folder.with_name(f"{folder.name}-{count}")
-    return found
 
 
 def fingerprint(dataset: DetectionDataset, proposals: Proposals) -> str:

@@ -23,12 +23,13 @@ from typing import Any
 import ohem
 from ohem.console import Console
 from ohem.evaluation.voc import evaluate_voc
+from ohem.judging import run_detector
 from ohem.mining import mean_loss, score_images
 from ohem.models.spec import AnyDetectorSpec
 from ohem.models.weights import load_detector
 from ohem.recipes.recipe import DataSpec
 from ohem.training.run import Run
-from ohem.workflow import open_dataset, open_proposals, run_detector
+from ohem.workflow import open_dataset, open_proposals
 
 CLASSES = ("cat", "cow", "dog", "horse", "person", "sheep")
 RESULTS = Path(__file__).parent / "results"

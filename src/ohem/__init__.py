@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ohem.errors import DataError, Fault, OhemError
     from ohem.evaluation.evaluators import CocoEvaluator, VocEvaluator
     from ohem.interchange import from_supervision, to_supervision
+    from ohem.judging import evaluate
     from ohem.losses import RoiLosses, roi_losses
     from ohem.model_card import export_weights
     from ohem.models.fast_rcnn import FastRCNN
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from ohem.torchvision_models import boxes_in_float32, remove_sampler, use_rpn_sampler, use_sampler
     from ohem.training.replay import replay
     from ohem.training.run import Sources
-    from ohem.workflow import evaluate, resume, train
+    from ohem.workflow import resume, train
 
 _HOME = {
     "AllSampler": "samplers",
@@ -59,7 +60,7 @@ _HOME = {
     "boxes_in_float32": "torchvision_models",
     "check_onnx": "onnx_export",
     "detect_pictures": "pictures",
-    "evaluate": "workflow",
+    "evaluate": "judging",
     "export_onnx": "onnx_export",
     "export_weights": "model_card",
     "from_supervision": "interchange",

@@ -13,11 +13,12 @@ from ohem.data.sources import load_dataset
 from ohem.errors import OhemError
 from ohem.evaluation.voc import evaluate_voc
 from ohem.files import write_atomically
+from ohem.judging import run_detector
 from ohem.mining import mean_loss, score_images
 from ohem.models.weights import load_detector
 from ohem.proposals.cache import ProposalCache, ProposalSetting, make_proposals
 from ohem.training.run import Run
-from ohem.workflow import Reporter, run_detector
+from ohem.workflow import Reporter
 
 ARMS = {"random": "heuristic sampler", "hard": "OHEM"}
 EARLY = 50

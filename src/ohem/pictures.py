@@ -20,9 +20,10 @@ from ohem.data.images import image_size, read_image
 from ohem.data.sources import as_names
 from ohem.errors import DataError, Fault, OhemError
 from ohem.files import atomic_writer, new_folder, write_atomically
+from ohem.judging import run_detector
 from ohem.models.weights import load_detector
 from ohem.training.run import Weights, find_weights
-from ohem.workflow import SILENT, Reporter, open_proposals, run_detector
+from ohem.workflow import SILENT, Reporter, open_proposals
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 JPEG_MAX_SIDE = 65500

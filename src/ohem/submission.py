@@ -19,10 +19,11 @@ from ohem.data.voc import VOC_CLASSES
 from ohem.errors import OhemError
 from ohem.evaluation.results import save_coco_results, save_voc_results
 from ohem.files import atomic_writer, new_folder
+from ohem.judging import beside, run_detector
 from ohem.models.weights import load_detector
 from ohem.recipes.recipe import DataSpec, override_spec
 from ohem.training.run import Weights, find_weights
-from ohem.workflow import SILENT, Reporter, beside, open_dataset, open_proposals, run_detector
+from ohem.workflow import SILENT, Reporter, open_dataset, open_proposals
 
 Server = Literal["voc12", "coco"]
 """``voc12``: host.robots.ox.ac.uk:8080, competition 4 (training data of one's own choice); ``coco``: COCO's, boxes."""

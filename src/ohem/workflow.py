@@ -1,38 +1,32 @@
-"""The main job: data and proposals made ready, a detector trained and evaluated. The command line calls these."""
+"""The main job: data and proposals made ready, a detector trained. The command line calls these."""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from ohem.data.check import load_checked
-from ohem.data.dataset import DetectionDataset, Detections, ImageId, ImageRecord, Proposals
+from ohem.data.dataset import DetectionDataset, Proposals
 from ohem.data.rules import Annotations
-from ohem.data.sources import as_names, load_dataset
+from ohem.data.sources import load_dataset
 from ohem.data.split import draw_fraction, hold_out
 from ohem.errors import DataError, OhemError
-from ohem.evaluation.coco import CocoResult, evaluate_coco
-from ohem.evaluation.results import save_coco_results, save_voc_results, voc_result_paths
-from ohem.evaluation.voc import VocResult, evaluate_voc
-from ohem.files import new_folder, next_folder, require_free, write_atomically
-from ohem.inference import detect
+from ohem.files import next_folder, require_free
 from ohem.models.fast_rcnn import FastRCNN
 from ohem.models.products import has_arithmetic
-from ohem.models.spec import AnyDetectorSpec, ProposalSpec
-from ohem.models.weights import load_detector
+from ohem.models.spec import ProposalSpec
 from ohem.proposals.cache import ProposalCache, ProposalSetting, default_cache_path, make_proposals
 from ohem.proposals.imports import load_proposals, validate_proposals
 from ohem.ranking import LowRankRanking, RememberedRanking
-from ohem.recipes.recipe import RANKINGS, DataSpec, Recipe, override_spec
+from ohem.recipes.recipe import RANKINGS, DataSpec, Recipe
 from ohem.training.loop import AnnotatedImages, Observer, new_detector
 from ohem.training.loop import train as train_loop
 from ohem.training.processes import Processes
-from ohem.training.run import Run, Sources, Weights, find_weights, fingerprint, newest_folder
+from ohem.training.run import Run, Sources, fingerprint, newest_folder
 from ohem.training.tensorboard import tensorboard_observer
 
 
@@ -354,121 +348,6 @@ def _train(
     share = 100 * prepared.seconds / total
     reporter.say(f"{total:.0f} s in all, {share:.0f} % of it checking data and making proposals")
     return finished
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """What :func:`evaluate` measured, and the folder it was written to; ``metrics`` is what ``metrics.json`` holds."""
-
-    folder: Path
-    metrics: Mapping[str, Any]
-    detections: Mapping[ImageId, Detections]
-    voc07: VocResult
-    voc12: VocResult
-    coco: CocoResult
-
-
-def evaluate(
-    source: Path | str,
-    data: Sequence[str],
-    *,
-    proposals: Sequence[str] = (),
-    out: Path | None = None,
-    weights: Weights = "best",
-    overrides: Sequence[str] = (),
-    other_classes: Literal["error", "drop"] = "drop",
-    bad_boxes: Literal["error", "drop"] = "error",
-    device: str | None = None,
-    workers: int = 1,
-    reporter: Reporter = SILENT,
-) -> Evaluation:
-    """Measure a detector on a data set, and write ``metrics.json`` and its detections.
-
-    Detections go into ``detections.json`` (COCO's results format), and for VOC data into ``voc/comp4_det_*.txt`` too.
-
-    Args:
-        source: a run's folder, or a weights file.
-        data: data sources; the classes are the detector's.
-        proposals: proposal files; without, selective search.
-        out: a new folder; the first free of ``evaluation``, ``evaluation-2``, ... in the run's folder when omitted.
-        weights: which of a run's weights.
-        overrides: settings for this use, such as ``detection.refine=0.05`` or ``image.test_scales=[480, 576]``.
-        other_classes: objects of classes that the detector does not know.
-        bad_boxes: boxes that are reversed, empty or outside their image.
-        device: see :func:`train`.
-        workers: see :func:`train`.
-        reporter: told of what goes on.
-
-    Raises:
-        OhemError: no such weights, or anything wrong with the data.
-    """
-    file = find_weights(source, weights)
-    detector, spec, classes = load_detector(file)
-    spec = override_spec(spec, overrides)
-    data = as_names(data)
-    with new_folder(out, beside(source) / "evaluation") as folder:
-        wanted = DataSpec(classes=classes, other_classes=other_classes, bad_boxes=bad_boxes)
-        dataset = open_dataset(data, wanted, reporter)
-        split = dataset.name.rpartition("@")[2] if "@" in dataset.name else "all"
-        in_voc_format = dataset.format == "voc"
-        if in_voc_format:
-            try:
-                voc_result_paths(folder / "voc", dataset, split)
-            except OhemError as error:  # the numbers need no such files
-                in_voc_format = False
-                reporter.warn(f"{error}; none are written")
-        boxes = open_proposals(dataset, proposals, spec.given_proposals, workers, reporter)
-        found = run_detector(detector, spec, dataset.records, boxes, device=device, workers=workers, reporter=reporter)
-        voc07 = evaluate_voc(dataset, found, method="voc07")
-        voc12 = evaluate_voc(dataset, found, method="area")
-        coco = evaluate_coco(dataset, found)
-        save_coco_results(folder / "detections.json", dataset, found)
-        if in_voc_format:
-            save_voc_results(folder / "voc", dataset, found, split)
-        metrics = {
-            "data": dataset.name,
-            "sources": list(data),
-            "images": len(dataset),
-            "fingerprint": fingerprint(dataset, boxes),
-            "weights": file.name,
-            "settings": spec.model_dump(
-                mode="json", include={"image", "detection", "proposals" if spec.given_proposals else "rpn"}
-            ),
-            "voc07": voc07.to_json(),
-            "voc12": voc12.to_json(),
-            "coco": coco.to_json(),
-        }
-        write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    return Evaluation(folder, metrics, found, voc07, voc12, coco)
-
-
-def run_detector(
-    detector: FastRCNN,
-    spec: AnyDetectorSpec,
-    records: Sequence[ImageRecord],
-    proposals: Proposals,
-    *,
-    device: str | None,
-    workers: int,
-    reporter: Reporter,
-) -> dict[ImageId, Detections]:
-    """Detections of images, with progress; see :func:`ohem.inference.detect`."""
-    return detect(
-        detector.to(pick_device(device)),
-        records,
-        proposals,
-        spec.image,
-        spec.detection,
-        max_proposals=spec.max_proposals,
-        workers=workers,
-        progress=lambda done, total: reporter.progress("detecting", done, total),
-    )
-
-
-def beside(source: Path | str) -> Path:
-    """Where what is made of a run, or of a weights file, goes by default: into the run, or beside the file."""
-    source = Path(source)
-    return source if source.is_dir() else source.parent
 
 
 def pick_device(name: str | None) -> torch.device:

@@ -31,9 +31,9 @@ def evaluate(
     Examples: [cyan]ohem evaluate runs/lite0 --data MY_DATA@test[/cyan],
     [cyan]ohem evaluate runs/lite0 detection.refine=0.05 --data MY_DATA@test[/cyan]
     """
-    from ohem import workflow
+    from ohem.judging import evaluate as judge
 
-    result = workflow.evaluate(
+    result = judge(
         run,
         data,
         proposals=proposals or [],

@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from ohem.data.dataset import DetectionDataset, Detections, ImageRecord, Proposals
+from ohem.judging import run_detector
 from ohem.mining import score_images
 from ohem.models.spec import DetectionSpec
 from ohem.models.weights import load_detector
-from ohem.workflow import Reporter, pick_device, run_detector
+from ohem.workflow import Reporter, pick_device
 
 SHOWN = DetectionSpec(score_threshold=0.05, nms_iou=0.4, max_detections=100)
 """What counts as found: enough to see a weak second opinion, too little to be noise."""

@@ -8,6 +8,7 @@ from typing import Literal
 
 from ohem.errors import OhemError
 from ohem.files import new_folder
+from ohem.judging import beside
 from ohem.models.weights import load_detector
 from ohem.recipes.recipe import DataSpec
 from ohem.report.evidence import gather_evidence
@@ -16,7 +17,7 @@ from ohem.report.page import write_page
 from ohem.report.suspect_files import save_coco, save_table
 from ohem.report.suspects import KINDS, Suspect, find_suspects
 from ohem.training.run import Run, find_weights
-from ohem.workflow import SILENT, Reporter, beside, open_dataset, open_proposals
+from ohem.workflow import SILENT, Reporter, open_dataset, open_proposals
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,11 +15,12 @@ from ohem.data.rules import one_line
 from ohem.data.split import hold_out
 from ohem.errors import OhemError
 from ohem.files import write_atomically
+from ohem.judging import run_detector
 from ohem.models.fast_rcnn import FastRCNN
 from ohem.models.spec import AnyDetectorSpec
 from ohem.recipes.recipe import DataSpec, Recipe
 from ohem.studies.plan import Study, Training
-from ohem.workflow import Reporter, open_dataset, open_proposals, run_detector
+from ohem.workflow import Reporter, open_dataset, open_proposals
 
 Result = dict[str, Any]
 

@@ -20,6 +20,7 @@ from ohem.errors import OhemError
 from ohem.extras import need
 from ohem.files import atomic_writer
 from ohem.inference import candidates_of, detect_image
+from ohem.models.backbones import OneMapBackbone
 from ohem.models.fast_rcnn import FastRCNN
 from ohem.models.faster_rcnn import FasterRCNN
 from ohem.models.pyramid import PyramidBackbone
@@ -233,7 +234,8 @@ class _Graph(nn.Module):
         backbone = self.detector.backbone
         if isinstance(backbone, PyramidBackbone):
             return backbone.pyramid(image)
-        return cast(Tensor, self.detector.head.reduce(backbone.maps(backbone.preprocessing(image[None].float() / 255))))
+        maps = cast(OneMapBackbone, backbone).maps(backbone.preprocessing(image[None].float() / 255))
+        return cast(Tensor, self.detector.head.reduce(maps))
 
     def _pooled(self, feature: Feature, boxes: Tensor) -> Tensor:
         head = self.detector.head

@@ -1,5 +1,6 @@
 """Backbones: images in, one feature map out. Each carries the preprocessing that its weights were trained with."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,12 +45,12 @@ TORCHVISION = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CAFFE = Preprocessing((102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0), scale=255.0, bgr=True)
 
 
-class Backbone(nn.Module):
-    """A convolutional network with one output map.
+class Backbone(nn.Module, ABC):
+    """A convolutional network.
 
     Attributes:
-        out_channels: C of the output.
-        stride: input pixels per output cell.
+        out_channels: C of its maps.
+        stride: input pixels per cell of its map, or of its finest.
         preprocessing: applied first.
     """
 
@@ -58,10 +59,6 @@ class Backbone(nn.Module):
         self.out_channels = out_channels
         self.stride = stride
         self.preprocessing = preprocessing
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) RGB, uint8 or float in [0, 1], to (N, C, about H / stride, about W / stride)."""
-        return self.maps(self.prepare(images))
 
     def prepare(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) RGB, uint8 or float in [0, 1], to what the first layer reads."""
@@ -84,16 +81,24 @@ class Backbone(nn.Module):
         share = sum(layer.weight.numel() for layer in dense) / max(1, sum(layer.weight.numel() for layer in layers))
         return share > 1 / 3 and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
-    def maps(self, images: Tensor) -> Tensor:
-        """The network proper, on preprocessed images."""
-        raise NotImplementedError(type(self).__name__)
-
+    @abstractmethod
     def early(self) -> Iterable[nn.Module | nn.Parameter]:
         """The layers up to stride 4; of the paper's networks, those that the paper does not train."""
-        raise NotImplementedError(type(self).__name__)
 
 
-class VGG16(Backbone):
+class OneMapBackbone(Backbone):
+    """A backbone with one output map."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) RGB, uint8 or float in [0, 1], to (N, C, about H / stride, about W / stride)."""
+        return self.maps(self.prepare(images))
+
+    @abstractmethod
+    def maps(self, images: Tensor) -> Tensor:
+        """The network proper, on preprocessed images."""
+
+
+class VGG16(OneMapBackbone):
     """VGG16 up to conv5_3, without pool5 (Simonyan & Zisserman, configuration D; paper, section 5.1).
 
     The layers stand in torchvision's order, so its weights load by name. Caffe's pooling rounds sizes up.
@@ -113,7 +118,7 @@ class VGG16(Backbone):
                 nn.init.zeros_(cast(Tensor, layer.bias))
 
     def maps(self, images: Tensor) -> Tensor:
-        """See :meth:`Backbone.maps`."""
+        """See :meth:`OneMapBackbone.maps`."""
         return cast(Tensor, self.features(images))
 
     def early(self) -> Iterable[nn.Module]:
@@ -148,7 +153,7 @@ class LocalResponseNorm(nn.Module):
         return values / (root * root.sqrt())
 
 
-class VGGCNNM1024(Backbone):
+class VGGCNNM1024(OneMapBackbone):
     """VGG_CNN_M_1024 up to conv5 (Chatfield et al. 2014; the layers of the Fast R-CNN release).
 
     torch's local response normalisation divides alpha by the window, as Caffe's does. Sides of fewer than 25 pixels, of
@@ -178,7 +183,7 @@ class VGGCNNM1024(Backbone):
         )
 
     def maps(self, images: Tensor) -> Tensor:
-        """See :meth:`Backbone.maps`."""
+        """See :meth:`OneMapBackbone.maps`."""
         missing = [max(0, self.least_side - side) for side in images.shape[-2:]]
         if any(missing):
             images = F.pad(images, (0, missing[1], 0, missing[0]))
@@ -189,7 +194,7 @@ class VGGCNNM1024(Backbone):
         return list(self.features[:1])
 
 
-class TimmBackbone(Backbone):
+class TimmBackbone(OneMapBackbone):
     """Any timm model with ``features_only``: chosen maps, each divided by its scale, joined at the finest stride.
 
     BatchNorm layers use their stored statistics always; two images are too few to estimate them.
@@ -231,7 +236,7 @@ class TimmBackbone(Backbone):
         self.scales = tuple(scales or [1.0] * len(strides))
 
     def maps(self, images: Tensor) -> Tensor:
-        """See :meth:`Backbone.maps`."""
+        """See :meth:`OneMapBackbone.maps`."""
         maps = [each / scale for each, scale in zip(self.body(images), self.scales, strict=True)]
         size = maps[0].shape[-2:]
         return torch.cat([maps[0], *(F.interpolate(each, size, mode="nearest") for each in maps[1:])], dim=1)
@@ -259,7 +264,7 @@ def freeze_batch_norm(network: nn.Module) -> None:
             module.eval()
 
 
-def build_backbone(spec: BackboneSpec) -> Backbone:
+def build_backbone(spec: BackboneSpec) -> OneMapBackbone:
     """An untrained backbone with the spec's layers frozen; weights are loaded by :mod:`ohem.models.weights`.
 
     Raises:
@@ -270,7 +275,7 @@ def build_backbone(spec: BackboneSpec) -> Backbone:
             raise OhemError(
                 f"detector.backbone.strides: found {spec.strides}; allowed for {spec.name}: [16], no scales"
             )
-        backbone: Backbone = VGG16() if spec.name == "vgg16" else VGGCNNM1024()
+        backbone: OneMapBackbone = VGG16() if spec.name == "vgg16" else VGGCNNM1024()
     else:
         backbone = TimmBackbone(spec.name, spec.strides, spec.scales)
     frozen: Iterable[nn.Module | nn.Parameter] = ()

@@ -238,12 +238,16 @@ def test_the_page_has_figure_tables_and_verdicts_and_escapes_names(tmp_path: Pat
     workshop = Workshop(mini_study({"main": Data(("a",), ("b",))}), tmp_path, SILENT)
     put(workshop.results, "frcn", [60.0, 61.0])
     put(workshop.results, "ohem", [61.5, 63.5])
+    for form, seconds in (("frcn", 3.0), ("ohem", 6.0)):
+        cost = {"seconds": seconds, "each": [seconds], "ranking": 0.0, "memory_gb": 1.0}
+        workshop.results.put(f"cost-vgg16-{form}", {**cost, "machine": MACHINE, "date": "2026-01-01"})
     made = make_report(workshop, "claims", 2, {"frcn_coco-s0": "no data given for 'coco'"})
     text = write_report(made, tmp_path, "claims").read_text()
     assert "<svg" in text
     assert "&lt;i&gt;" in text
     assert "<i>" not in text
-    assert "OHEM - FRCN, mAP: +2.00" in text
+    assert "OHEM - FRCN, mAP: <b>+2.00" in text
+    assert "vgg16: time ratio: <b>2.00 (n = 1)" in text  # a ratio has no sign
     assert text.count("not enough evidence") == 13
     assert "no data given for &#39;coco&#39;" in text
     assert "http" not in text

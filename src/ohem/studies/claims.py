@@ -83,9 +83,11 @@ Part = tuple[str, Sequence[float], float]
 """What is measured, its value for each seed, and the value that its mean is claimed to pass."""
 
 
-def _all_above(parts: Sequence[Part], more: Sequence[tuple[str, Sequence[float]]] = ()) -> Evidence:
+def _all_above(
+    parts: Sequence[Part], more: Sequence[tuple[str, Sequence[float]]] = (), *, signed: bool = True
+) -> Evidence:
     """Every part's mean is above its bound; ``more`` is only told."""
-    told = [(label, _told(values)) for label, values in (*((p[0], p[1]) for p in parts), *more)]
+    told = [(label, _told(values, signed)) for label, values in (*((p[0], p[1]) for p in parts), *more)]
     return Evidence(
         max(p_greater(values, bound) for _, values, bound in parts),
         min(1.0, len(parts) * min(p_less(values, bound) for _, values, bound in parts)),
@@ -93,8 +95,8 @@ def _all_above(parts: Sequence[Part], more: Sequence[tuple[str, Sequence[float]]
     )
 
 
-def _told(values: Sequence[float]) -> str:
-    return f"{interval(values)} (n = {len(values)})" if values else "not run"
+def _told(values: Sequence[float], signed: bool = True) -> str:
+    return f"{interval(values).text(signed=signed)} (n = {len(values)})" if values else "not run"
 
 
 def _c1(book: Book) -> Evidence:
@@ -147,7 +149,10 @@ def _c6(book: Book) -> Evidence:
     told, holds, fails, memory_fits = [], [], [], True
     for network in ("vgg_cnn_m_1024", "vgg16"):
         times, spaces = _ratios(book, network, "ohem", "frcn")
-        told += [(f"{network}: time ratio", _told(times)), (f"{network}: memory ratio", _told(spaces))]
+        told += [
+            (f"{network}: time ratio", _told(times, signed=False)),
+            (f"{network}: memory ratio", _told(spaces, signed=False)),
+        ]
         holds.append(p_less(times, REASONABLE_TIME))
         fails.append(p_greater(times, REASONABLE_TIME))
         memory_fits = memory_fits and all(space <= REASONABLE_MEMORY for space in spaces)
@@ -161,7 +166,7 @@ def _c7(book: Book) -> Evidence:
         time, space = _ratios(book, network, "loss_layer", "ohem")
         parts.append((f"{network}: time, loss layer / read-only", time, 2.0))
         memory.append((f"{network}: memory, loss layer / read-only", space))
-    return _all_above(parts, memory)
+    return _all_above(parts, memory, signed=False)
 
 
 def _c8(book: Book) -> Evidence:

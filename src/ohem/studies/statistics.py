@@ -21,9 +21,13 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, *, signed: bool = True) -> str:
+        """Mean and ends; a difference has a sign, a ratio has not."""
         ends = [self.low, self.high] if not math.isnan(self.low) else []
         digits = 2 if max(map(abs, [self.mean, *ends])) >= 0.1 else 4  # mAP in points, or losses
-        mean, *others = (f"{value:+.{digits}f}" for value in [self.mean, *ends])
+        mean, *others = (f"{value:{'+' if signed else ''}.{digits}f}" for value in [self.mean, *ends])
         return f"{mean} [{', '.join(others)}]" if others else mean
 
 

@@ -222,6 +222,10 @@ def _coco(name: str, corrupt: Callable[[Path], None], expect: str, faults: int =
     return Corruption(name, "coco", corrupt, expect, "instances.json", faults)
 
 
+def _other_picture(name: str) -> Callable[[Path], None]:
+    return _both(_replace(_XML2, "000002.png", name), _delete("JPEGImages/000002.png"))
+
+
 VOC_CORRUPTIONS = [
     _voc("annotation missing", _delete(_XML2), "line 2: found '000002', which has no file", _SPLIT),
     _voc("annotation is a folder", _folder_instead(_XML2), "line 2: found '000002', which has no file", _SPLIT),
@@ -232,14 +236,10 @@ VOC_CORRUPTIONS = [
         "000003.jpg, 000003.png in JPEGImages",
         _XML3,
     ),
-    _voc("image annotated twice", _replace(_XML2, "000002.png", "000001.jpg"), "the picture of 000001.xml"),
-    _voc("image name escapes", _replace(_XML2, "000002.png", "../../secret.jpg"), "filename: found '../../secret.jpg'"),
-    _voc("image name absolute", _replace(_XML2, "000002.png", "/etc/secret.jpg"), "filename: found '/etc/secret.jpg'"),
-    _voc(
-        "image name endless",
-        _both(_replace(_XML2, "000002.png", "x" * 5000), _delete("JPEGImages/000002.png")),
-        "filename: found 'xxx",
-    ),
+    _voc("image annotated twice", _other_picture("000001.jpg"), "the picture of 000001.xml"),
+    _voc("image name escapes", _other_picture("../../secret.jpg"), "filename: found '../../secret.jpg'"),
+    _voc("image name absolute", _other_picture("/etc/secret.jpg"), "filename: found '/etc/secret.jpg'"),
+    _voc("image name endless", _other_picture("x" * 5000), "filename: found 'xxx"),
     _voc("XML cut off", _cut(_XML2, 0.5), "found malformed XML ("),
     _voc("XML empty", _write(_XML2, ""), "malformed XML (no element found"),
     _voc("XML tag not closed", _replace(_XML2, "</size>", ""), "mismatched tag"),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ohem.data.rules import fit_boxes, path_inside
+from ohem.data.rules import box_problem, fit_boxes, path_inside
 
 WIDTH, HEIGHT = 8.0, 5.0
 # Quarters around the picture, so that edges, the one pixel of slack and empty boxes all come up often.
@@ -21,6 +21,13 @@ def fitted_by_hand(box: list[float]) -> list[float] | None:
         return None
     cut = [max(x1, 0), max(y1, 0), min(x2, WIDTH), min(y2, HEIGHT)]
     return cut if cut[0] < cut[2] and cut[1] < cut[3] else None
+
+
+def test_a_sliver_that_would_lose_its_area_as_float32_is_bad() -> None:
+    slivers = [[639.99999, 10, 640.8, 60], [0, 100, 0.00001, 150], [5, 20, 60, 20.009]]
+    fitted = fit_boxes(np.array([*slivers, [5, 20, 60, 20.011]]), np.array([640.0, 480.0]))
+    assert fitted.bad.tolist() == [True, True, True, False]
+    assert box_problem(np.array(slivers[2]), 640, 480) == "0.009 px wide or high"
 
 
 @given(st.lists(st.lists(quarters, min_size=4, max_size=4), max_size=20))

@@ -140,6 +140,21 @@ def test_the_image_is_found_by_its_name_in_the_file_or_else_by_the_files_own(roo
     assert names == ["deep.jpg", "000002.PNG", "000003.jpg"]
 
 
+def test_a_picture_of_the_annotations_own_name_goes_before_another_that_the_file_names(root: Path) -> None:
+    edit(root / "Annotations" / "000002.xml", "000002.png", "000001.jpg")  # a copy that kept the tag
+    edit(root / "Annotations" / "000003.xml", "000003.jpg", "/home/me/pictures/000003.jpg")
+    data = read_voc(root, "trainval")
+    assert [record.path.name for record in data.records] == ["000001.jpg", "000002.png", "000003.jpg"]
+    found = "1 annotation with another picture in <filename> than that of the file's own name: took the latter"
+    assert data.notes == (found,)
+
+
+def test_hidden_files_are_nobodys(root: Path) -> None:
+    (root / "Annotations" / "._000001.xml").write_bytes(b"\0\5\26\7")
+    (root / "JPEGImages" / "._000001.jpg").write_bytes(b"\0\5\26\7")
+    assert [record.id for record in read_voc(root, None).records] == ["000001", "000002", "000003"]
+
+
 def test_class_lists_from_the_names_the_file_and_the_caller(root: Path) -> None:
     assert read_voc(root, "trainval").classes == VOC_CLASSES
     edit(root / "Annotations" / "000002.xml", ">dog<", ">zebra<")

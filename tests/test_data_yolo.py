@@ -1,5 +1,6 @@
 """Reading YOLO folders: what their files mean."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -118,3 +119,51 @@ def test_without_annotations_labels_are_not_looked_at(root: Path) -> None:
     (root / "labels" / "train" / "000001.txt").write_text("nonsense")
     data = load_dataset([str(root)], annotations="none")
     assert [len(record.boxes) for record in data.records] == [0, 0, 0]
+
+
+def test_links_to_folders_are_followed_once_and_hidden_files_left(root: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (root / "images" / "train" / "000002.png").rename(elsewhere / "000002.png")
+    (root / "images" / "train" / "more").symlink_to(elsewhere)
+    (elsewhere / "round").symlink_to(root / "images")  # a circle
+    for hidden in (".ipynb_checkpoints/000001-checkpoint.jpg", "._000001.jpg"):
+        path = root / "images" / "train" / hidden
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"no picture")
+    ids = [record.id for record in load_dataset([str(root)]).records]
+    assert "images/train/more/000002" in ids
+    assert len(ids) == len(set(ids))
+    assert not [name for name in ids if "checkpoint" in name]
+
+
+def test_keypoints_are_left_out_and_a_polygon_is_none_of_them(root: Path) -> None:
+    pose = "train: images/train\nkpt_shape: [12, 2]"
+    config(root, pose)
+    row = "0 0.5 0.5 0.8 0.6" + 12 * " 0.45 0.55"  # 29 values, as many as a polygon of 14 points
+    data = labels(root, row)
+    np.testing.assert_allclose(data.records[1].boxes, [[5, 8, 45, 32]], atol=1e-9)
+    assert "left out the keypoints of 1 object" in data.notes
+    with pytest.raises(DataError, match="line 1: found 7 values; allowed: class cx cy w h, and 24 values"):
+        labels(root, "0 .1 .1 .9 .1 .9 .9")
+    config(root, "train: images/train\nkpt_shape: 12")
+    with pytest.raises(DataError, match=r"kpt_shape: found 12; allowed: \[number of keypoints, 2 or 3\]"):
+        labels(root, row)
+
+
+def test_absolute_paths_into_the_folder_lead_there(root: Path) -> None:
+    config(root, f"path: {root.absolute()}\ntrain: {root.absolute() / 'images/train'}")
+    data = load_dataset([str(root)])
+    assert len(data) == 3
+    assert not [note for note in data.notes if "path" in note]
+    config(root, f"train: {root.absolute()}/../elsewhere")
+    with pytest.raises(DataError, match="train: found"):
+        load_dataset([str(root)])
+
+
+def test_names_that_are_not_utf8_are_told_before_they_are_written(root: Path) -> None:
+    bad = root / "images" / "train" / os.fsdecode(b"caf\xe9.jpg")
+    bad.write_bytes((root / "images" / "train" / "000001.jpg").read_bytes())
+    with pytest.raises(DataError, match="found a file name that is not UTF-8") as caught:
+        load_dataset([str(root)])
+    assert len(caught.value.faults) == 1

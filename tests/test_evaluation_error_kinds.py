@@ -63,6 +63,15 @@ def test_an_ignored_object_makes_no_error_and_is_not_missed() -> None:
     assert not errors.missed.any()
 
 
+def test_what_is_near_an_ignored_object_is_on_nothing_and_what_it_is_near_besides_decides() -> None:
+    assert errors_of([(THIRD, 0.9, CAT)], [(OBJECT, CAT, True)]).kinds.tolist() == [KINDS.index("background")]
+    objects = [(OBJECT, CAT, True), ((0.0, 0.0, 3.0, 40.0), CAT, False)]  # by 0.3, and by 0.25
+    errors = errors_of([(THIRD, 0.9, CAT)], objects)
+    assert errors.kinds.tolist() == [KINDS.index("localisation")]
+    assert errors.objects.tolist() == [1]
+    assert not errors.missed.any()
+
+
 def test_localisation_goes_before_class() -> None:
     objects = [((0.0, 0.0, 30.0, 10.0), CAT, False), (OBJECT, DOG, False)]
     assert errors_of([(OBJECT, 0.9, CAT)], objects).kinds.tolist() == [KINDS.index("localisation")]
@@ -105,6 +114,12 @@ def test_missed_objects_need_not_be_found() -> None:
     )
 
 
+def test_mending_makes_no_true_positive_of_an_object_that_need_not_be_found() -> None:
+    beside = (20.0, 0.0, 23.0, 10.0)  # by 0.3 on the second object
+    objects = [(OBJECT, CAT, False), ((20.0, 0.0, 30.0, 10.0), CAT, True)]
+    assert gains([(OBJECT, 0.9, CAT), (beside, 0.8, CAT)], objects)["localisation"] == 0
+
+
 def test_nothing_to_find_is_no_number() -> None:
     assert all(np.isnan(value) for value in gains([(OBJECT, 0.5, CAT)], [(OBJECT, CAT, True)]).values())
 
@@ -127,5 +142,7 @@ def test_every_false_positive_has_one_kind_and_every_object_is_found_covered_or_
         rows = np.flatnonzero(errors.kinds == KINDS.index(kind))
         assert ((labels[rows] == gt_labels[errors.objects[rows]]) == same).all()
     gained = ap_without(errors, scores, labels, gt_labels, ignored)
+    assert not ignored[errors.objects[near & (errors.kinds >= 0)]].any()
+    assert not any(abs(gain) > 1 for gain in gained.values())
     for kind in ("both", "duplicate", "background", "missed"):
         assert not gained[kind] < -1e-12

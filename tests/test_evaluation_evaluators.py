@@ -78,6 +78,23 @@ def test_cocos_numbers_are_those_of_pycocotools_in_any_batches() -> None:
     np.testing.assert_allclose([numbers[name] for name in COCO_NUMBERS], pycocotools_stats(preds, target), atol=1e-6)
 
 
+def test_half_precision_of_either_kind_is_taken() -> None:
+    preds, target = batch(0)
+    for kind in (torch.float16, torch.bfloat16):
+        narrow = [
+            {key: value.to(kind) if value.is_floating_point() else value for key, value in p.items()} for p in preds
+        ]
+        wide = [
+            {key: value.float() if value.is_floating_point() else value for key, value in p.items()} for p in narrow
+        ]
+        found = []
+        for given in (narrow, wide):
+            evaluator = ohem.CocoEvaluator(CLASSES)
+            evaluator.update(given, target)
+            found.append(evaluator.compute().numbers)
+        assert found[0] == found[1]
+
+
 def test_arrays_and_tensors_are_the_same_and_reset_forgets() -> None:
     preds, target = batch(1)
     evaluator = ohem.VocEvaluator(CLASSES, method="area")

@@ -78,6 +78,13 @@ def without_objects(folder: Path) -> Path:
 # ---------------------------------------------------------------------------------------------------------- validation
 
 
+def test_training_without_an_object_is_refused() -> None:
+    data = without_objects(Path("data"))
+    with pytest.raises(OhemError, match="data@test: found no object to learn from in 2 images; allowed: at least one"):
+        ohem.train(small_recipe("iterations=4"), Sources((f"{data}@test",)), name="run", workers=0)
+    assert not Path("runs/run").exists()
+
+
 def test_validation_without_an_object_is_told_and_chooses_no_weights() -> None:
     data, listener = without_objects(Path("data")), Listener()
     recipe = small_recipe("iterations=4", "evaluation.every=2", "log_every=2")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from ohem.data.dataset import DetectionDataset, Detections, ImageId, ImageRecord
-from ohem.data.images import image_size, read_image
+from ohem.data.images import IMAGE_SUFFIXES, image_size, read_image
 from ohem.data.sources import as_names
 from ohem.errors import DataError, Fault, OhemError
 from ohem.files import atomic_writer, new_folder, write_atomically
@@ -25,7 +25,6 @@ from ohem.models.weights import load_detector
 from ohem.training.run import Weights, find_weights
 from ohem.workflow import SILENT, Reporter, open_proposals
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 JPEG_MAX_SIDE = 65500
 """Pixels, of libjpeg."""
 
@@ -142,7 +141,7 @@ def find_pictures(names: Sequence[str]) -> list[Path]:
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
-            here = sorted(child for child in path.iterdir() if child.suffix.lower() in SUFFIXES)
+            here = sorted(child for child in path.iterdir() if child.suffix.lower() in IMAGE_SUFFIXES)
         elif path.is_file():
             here = [path]
         else:

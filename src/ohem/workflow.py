@@ -296,7 +296,12 @@ def _open_sets(
         train_set = draw_fraction(train_set, recipe.data.fraction, recipe.seed)
     if not len(train_set):
         raise OhemError(f"{whole.name}: found no image left to train on; allowed: a larger data.fraction")
-    if val_set is not None and not any((~record.difficult & ~record.crowd).any() for record in val_set.records):
+    if not train_set.has_objects:
+        raise OhemError(
+            f"{train_set.name}: found no object to learn from in {len(train_set)} images; allowed: at least one that is"
+            " neither difficult nor crowd (ohem check counts them)"
+        )
+    if val_set is not None and not val_set.has_objects:
         reporter.warn(f"{val_set.name}: found no object to find, so validation cannot tell which weights are best")
     images = AnnotatedImages(train_set, proposals)
     return images, AnnotatedImages(val_set, val_proposals) if val_set is not None else None

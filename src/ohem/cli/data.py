@@ -89,6 +89,8 @@ def check(
     )
     for note in found.notes:
         console.warn(note)
+    if not dataset.has_objects:
+        console.warn("found no object that is neither difficult nor crowd: nothing to train on, and nothing to find")
     console.result("no faults")
 
 

@@ -72,6 +72,11 @@ class DetectionDataset:
     def __len__(self) -> int:
         return len(self.records)
 
+    @property
+    def has_objects(self) -> bool:
+        """Whether there is anything to learn or to find: an object that is neither difficult nor in a crowd."""
+        return any((~record.difficult & ~record.crowd).any() for record in self.records)
+
 
 @dataclass(frozen=True, eq=False)
 class Detections:

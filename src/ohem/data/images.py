@@ -21,6 +21,12 @@ MAX_PIXELS = 178_956_970
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA")
 """Pillow's names of the formats we open. It knows more; some of those (EPS) start other programs."""
 
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".jp2", ".j2k",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".tga",
+)  # fmt: skip
+"""Endings, in any case, of the names of pictures that we can open."""
+
 # EXIF 2.32, tag 0x0112: what brings the stored pixels upright. 1 is upright already.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -33,10 +33,15 @@ MAX_COORDINATE = 1e9
 SLACK = 1.0
 """How far, in pixels, a box may stick out of its picture and be clipped: what rounding explains."""
 
+LEAST_SIDE = 0.01
+"""Pixels below which a box is empty: as float32, resized and mirrored, it would have no area."""
+
 CLASSES_ALLOWED = "at least one class name, each once, of printable characters"
 """What a fault of a class list says."""
 
-BOX_ALLOWED = "positive width and height, inside the picture to within 1 px (or bad_boxes: drop)"
+BOX_ALLOWED = (
+    f"positive width and height, {LEAST_SIDE} px or more, inside the picture to within 1 px (or bad_boxes: drop)"
+)
 """What a fault of a box says."""
 
 
@@ -144,7 +149,8 @@ class FittedBoxes:
     Attributes:
         boxes: (G, 4) float64, xyxy.
         clipped: (G,) bool, those that stuck out by at most `SLACK` and were cut.
-        bad: (G,) bool, those that are reversed, empty, stick out further, or have nothing inside; not cut.
+        bad: (G,) bool, those that are reversed, empty (below `LEAST_SIDE`), stick out further, or have nothing inside;
+            not cut.
     """
 
     boxes: NDArray[np.float64]
@@ -156,7 +162,7 @@ def fit_boxes(boxes: NDArray[np.float64], sizes: NDArray[np.float64]) -> FittedB
     """Clip boxes (G, 4) xyxy to pictures whose sizes, (G, 2) or (2,), are (width, height)."""
     limits = np.tile(np.broadcast_to(sizes, (len(boxes), 2)), 2)
     inside = np.clip(boxes, 0.0, limits)
-    empty = np.any(inside[:, 2:] <= inside[:, :2], axis=1)
+    empty = np.any(inside[:, 2:] - inside[:, :2] < LEAST_SIDE, axis=1)
     bad = empty | np.any(np.abs(boxes - inside) > SLACK, axis=1)
     clipped = np.any(boxes != inside, axis=1) & ~bad
     return FittedBoxes(np.where(bad[:, None], boxes, inside), clipped, bad)
@@ -169,6 +175,8 @@ def box_problem(box: NDArray[np.float64], width: float, height: float) -> str:
         return "reversed"
     if x2 == x1 or y2 == y1:
         return "empty"
+    if min(x2 - x1, y2 - y1) < LEAST_SIDE:
+        return f"{min(x2 - x1, y2 - y1):.2g} px wide or high"
     outside = max(-x1, -y1, x2 - width, y2 - height)
     if outside > SLACK:
         return f"outside the {width:g} x {height:g} picture by {outside:g} px"

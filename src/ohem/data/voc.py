@@ -25,7 +25,7 @@ from defusedxml.common import DefusedXmlException
 from numpy.typing import NDArray
 
 from ohem.data.dataset import DetectionDataset, ImageRecord
-from ohem.data.images import MAX_PIXELS, image_size
+from ohem.data.images import IMAGE_SUFFIXES, MAX_PIXELS, image_size
 from ohem.data.rules import (
     BOX_ALLOWED,
     CLASSES_ALLOWED,
@@ -56,9 +56,6 @@ VOC_CLASSES = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 """The twenty classes in the order of VOC's development kit."""
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".jp2")
-"""Endings, in any case, under which an annotation's image is looked for when <filename> names none."""
 
 MAX_XML_BYTES = 8 * 2**20
 """An annotation file of more is refused unread: 20,000 objects need less."""
@@ -277,6 +274,9 @@ def scan_voc(
         image for image_id in ids if (image := scan(root, image_id, pictures, bad_boxes, faults, seen)) is not None
     ]
     notes = box_notes(sum(image.clipped for image in images), sum(image.dropped for image in images))
+    if pictures.misnamed:
+        files = counted(pictures.misnamed, "annotation", "annotations")
+        notes.append(f"{files} with another picture in <filename> than that of the file's own name: took the latter")
     unused = pictures.unused()
     if split is None and unused:
         notes.append(f"left out {counted(len(unused), 'picture', 'pictures')} without annotation: {listed(unused, 5)}")
@@ -292,7 +292,7 @@ def scan_voc(
 
 
 def _all_ids(root: Path) -> list[str]:
-    ids = sorted(path.stem for path in (root / "Annotations").glob("*.xml"))
+    ids = sorted(path.stem for path in (root / "Annotations").glob("*.xml") if not path.name.startswith("."))
     if not ids:
         raise OhemError(f"{root / 'Annotations'}: found no file *.xml; allowed: at least one")
     return ids
@@ -342,23 +342,26 @@ class _Pictures:
         self.folder = folder
         self.by_stem: dict[str, list[str]] = {}
         for path in sorted(folder.iterdir()):
-            if path.suffix.lower() in IMAGE_SUFFIXES:
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
                 self.by_stem.setdefault(path.stem, []).append(path.name)
         self.claimed: dict[Path, str] = {}
+        self.misnamed = 0
 
     def find(self, image_id: str, file_name: str, report: Report) -> Path | None:
-        """The picture that <filename> names, else the one with the annotation's own stem."""
-        path = path_inside(self.folder, file_name)
-        if path is None:
+        """The picture with the annotation's own stem, as VOC's kit has it; else, or of several, what <filename> names."""
+        same_stem, named = self.by_stem.get(image_id, []), path_inside(self.folder, file_name)
+        if len(same_stem) == 1:
+            path = self.folder / same_stem[0]
+            self.misnamed += named is not None and named != path and is_file(named)
+        elif named is None:
             report("filename", quoted(file_name), "a file inside JPEGImages")
             return None
-        if not is_file(path):
-            same_stem = self.by_stem.get(image_id, [])
-            if len(same_stem) != 1:
-                here = f"{listed(same_stem)} in JPEGImages" if same_stem else "no such picture in JPEGImages"
-                report("filename", f"{quoted(file_name)} and {here}", f"one picture, named so or {image_id}.jpg")
-                return None
-            path = self.folder / same_stem[0]
+        elif is_file(named):
+            path = named
+        else:
+            here = f"{listed(same_stem)} in JPEGImages" if same_stem else "no such picture in JPEGImages"
+            report("filename", f"{quoted(file_name)} and {here}", f"one picture, named so or {image_id}.jpg")
+            return None
         claimant = self.claimed.setdefault(path, image_id)
         if claimant != image_id:
             report("filename", f"{quoted(path.name)}, the picture of {claimant}.xml", "a picture of its own")

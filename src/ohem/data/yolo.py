@@ -6,6 +6,7 @@ A line of a label file is ``class cx cy w h``, class from 0, the rest in shares 
 picture without a label file, or with an empty one, shows no object (docs.ultralytics.com/datasets/detect).
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ import yaml
 from numpy.typing import NDArray
 
 from ohem.data.dataset import DetectionDataset, ImageRecord
-from ohem.data.images import image_size
+from ohem.data.images import IMAGE_SUFFIXES, image_size
 from ohem.data.rules import (
     BOX_ALLOWED,
     CLASSES_ALLOWED,
@@ -42,7 +43,6 @@ from ohem.data.rules import (
     path_inside,
     quoted,
 )
-from ohem.data.voc import IMAGE_SUFFIXES
 from ohem.errors import DataError, Fault, OhemError
 
 SPLITS = ("train", "val", "test")
@@ -68,6 +68,7 @@ class _Counts:
     """What was done to lines, for the user to be told."""
 
     polygons: int = 0
+    keypoints: int = 0
     repeated: int = 0
     clipped: int = 0
     dropped: int = 0
@@ -77,6 +78,8 @@ class _Counts:
     def notes(self) -> Iterator[str]:
         if self.polygons:
             yield f"took the boxes around {counted(self.polygons, 'polygon', 'polygons')}"
+        if self.keypoints:
+            yield f"left out the keypoints of {counted(self.keypoints, 'object', 'objects')}"
         if self.repeated:
             yield f"left out {counted(self.repeated, 'line', 'lines')} that repeated another of the same file"
         if self.unlabelled:
@@ -91,6 +94,7 @@ class _Reading:
 
     root: Path
     names: tuple[str, ...]
+    keypoints: int
     label_of: dict[str, int]
     other_classes: OtherClasses
     bad_boxes: BadBoxes
@@ -102,9 +106,8 @@ class _Reading:
         labels, boxes = np.empty(0, np.int64), np.empty((0, 4))
         path = _label_path(self.root, picture.path)
         if annotated and is_file(path):
-            labels, boxes = self.known(
-                path, *self.fitted(path, _read_labels(path, self.names, self.counts, self.faults), picture)
-            )
+            objects = _read_labels(path, self.names, self.keypoints, self.counts, self.faults)
+            labels, boxes = self.known(path, *self.fitted(path, objects, picture))
         elif annotated:
             self.counts.unlabelled += 1
         return ImageRecord(
@@ -184,8 +187,9 @@ def read_yolo(
 
     names = _read_names(document, report)
     label_of = _labels(names, classes, report)
+    keypoints = _read_keypoints(document, report)
     root, notes = _root(yaml_path, document)
-    reading = _Reading(root, names, label_of, other_classes, bad_boxes, faults)
+    reading = _Reading(root, names, keypoints, label_of, other_classes, bad_boxes, faults)
     records = []
     for path in _pictures(root, split, document[split], yaml_path, faults):
         try:
@@ -250,6 +254,16 @@ def _read_names(document: dict[Any, Any], report: Report) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _read_keypoints(document: dict[Any, Any], report: Report) -> int:
+    """How many values of keypoints stand behind the box of each object."""
+    shape = document.get("kpt_shape", [0, 2])
+    match shape:
+        case [int(points), (2 | 3) as dims] if points >= 0:
+            return points * int(dims)
+    report("kpt_shape", quoted(shape), "[number of keypoints, 2 or 3]")
+    return 0
+
+
 def _labels(names: tuple[str, ...], classes: Sequence[str] | None, report: Report) -> dict[str, int]:
     """Class name -> label."""
     wanted = names if classes is None else checked_classes(classes)
@@ -263,12 +277,18 @@ def _root(yaml_path: Path, document: dict[Any, Any]) -> tuple[Path, list[str]]:
     """The folder that the splits start from, and what a user is told of it."""
     folder, given = yaml_path.parent, document.get("path")
     notes = ["did not run the file's download"] if document.get("download") else []
-    inside = path_inside(folder, given) if isinstance(given, str) else None
+    inside = _inside(folder, given) if isinstance(given, str) else None
     if inside is not None and is_folder(inside):
         return inside, notes
     if given is not None:
         notes.append(f"took the folder of {yaml_path.name} in the place of its path {quoted(given)}")
     return folder, notes
+
+
+def _inside(folder: Path, name: str) -> Path | None:
+    """``folder/name``, or an absolute path in the folder; None where it would leave the folder."""
+    here = folder.absolute()
+    return path_inside(folder, str(Path(name).relative_to(here)) if Path(name).is_relative_to(here) else name)
 
 
 def _pictures(root: Path, split: str, value: object, yaml_path: Path, faults: list[Fault]) -> list[Path]:
@@ -277,11 +297,11 @@ def _pictures(root: Path, split: str, value: object, yaml_path: Path, faults: li
     before = len(faults)
     for entry in value if isinstance(value, list) else [value]:
         # Roboflow writes ../train/images where it means train/images, and Ultralytics reads it so.
-        path = path_inside(root, entry.removeprefix("../")) if isinstance(entry, str) and entry else None
+        path = _inside(root, entry.removeprefix("../")) if isinstance(entry, str) and entry else None
         if path is not None and is_file(path) and path.suffix.lower() == ".txt":
             pictures = list(_listed_pictures(root, path, faults))
         elif path is not None and is_folder(path):
-            pictures = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+            pictures = sorted(file for file in _files(path) if file.suffix.lower() in IMAGE_SUFFIXES)
         else:
             allowed = f"a folder of pictures, or a text file that lists them, inside {root}"
             faults.append(Fault(yaml_path, split, quoted(entry), allowed))
@@ -296,6 +316,17 @@ def _pictures(root: Path, split: str, value: object, yaml_path: Path, faults: li
     return list(found.values())
 
 
+def _files(folder: Path) -> Iterator[Path]:
+    """All files inside, also through links to folders, each folder once; hidden ones are passed over."""
+    seen: set[Path] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        here = Path(place).resolve()
+        folders[:] = sorted(name for name in folders if not name.startswith(".")) if here not in seen else []
+        if here not in seen:
+            yield from (Path(place, name) for name in names if not name.startswith("."))
+        seen.add(here)
+
+
 def _listed_pictures(root: Path, path: Path, faults: list[Fault]) -> Iterator[Path]:
     try:
         lines = _read_text(path).splitlines()
@@ -306,7 +337,7 @@ def _listed_pictures(root: Path, path: Path, faults: list[Fault]) -> Iterator[Pa
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line:
             continue
-        picture = path_inside(path.parent if line.startswith("./") else root, line)
+        picture = _inside(path.parent if line.startswith("./") else root, line)
         if picture is None or not is_file(picture):
             allowed = f"a picture inside {root} (./NAME starts beside this list)"
             faults.append(Fault(path, f"line {number}", quoted(line), allowed))
@@ -325,7 +356,7 @@ def _label_path(root: Path, picture: Path) -> Path:
     return root.joinpath(*parts)
 
 
-def _read_labels(path: Path, names: tuple[str, ...], counts: _Counts, faults: list[Fault]) -> _Objects:
+def _read_labels(path: Path, names: tuple[str, ...], keypoints: int, counts: _Counts, faults: list[Fault]) -> _Objects:
     """The lines of a label file that have no fault of their own, each once."""
     try:
         lines = _read_text(path).splitlines()
@@ -337,7 +368,10 @@ def _read_labels(path: Path, names: tuple[str, ...], counts: _Counts, faults: li
         words = line.split()
         if not words:
             continue
-        problem = _line_problem(words, names)
+        if keypoints and len(words) == 5 + keypoints:
+            counts.keypoints += 1
+            words = words[:5]
+        problem = _line_problem(words, names, keypoints)
         if problem is not None:
             faults.append(Fault(path, f"line {number}", *problem))
         elif names:
@@ -349,8 +383,10 @@ def _read_labels(path: Path, names: tuple[str, ...], counts: _Counts, faults: li
     return _Objects(tuple(rows.values()), table[:, 0].astype(np.int64), table[:, 1:])
 
 
-def _line_problem(words: list[str], names: tuple[str, ...]) -> tuple[str, str] | None:
+def _line_problem(words: list[str], names: tuple[str, ...], keypoints: int) -> tuple[str, str] | None:
     """(what was found, what is allowed) of a line, or None."""
+    if keypoints and len(words) != 5:
+        return counted(len(words), "value", "values"), f"class cx cy w h, and {keypoints} values (kpt_shape) or none"
     if len(words) != 5 and (len(words) < 7 or len(words) % 2 == 0):
         return counted(len(words), "value", "values"), "class cx cy w h, or class x1 y1 x2 y2 x3 y3 ..."
     strange = next((word for word in words if not _NUMBER.fullmatch(word)), None)

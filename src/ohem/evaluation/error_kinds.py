@@ -77,34 +77,38 @@ def find_errors(
     right = np.zeros(len(boxes), dtype=np.bool_)
     for label in np.unique(labels):
         d, same = np.flatnonzero(labels == label), np.flatnonzero(gt_labels == label)
-        other = np.flatnonzero((gt_labels != label) & ~gt_ignored)
+        own, other = same[~gt_ignored[same]], np.flatnonzero((gt_labels != label) & ~gt_ignored)
         found = match_detections(
             images[d], boxes[d], scores[d], gt_images[same], gt_boxes[same], gt_ignored[same], iou_threshold
         )
+        own_iou, own_gt = best_overlaps(images[d], boxes[d], gt_images[own], gt_boxes[own])
         other_iou, other_gt = best_overlaps(images[d], boxes[d], gt_images[other], gt_boxes[other])
         right[d] = found.true_positive
-        kinds[d] = _kinds(found, other_iou, iou_threshold, background_iou)
-        near_same = np.where(found.gt >= 0, same[found.gt] if len(same) else -1, -1)
-        near_other = np.where(other_gt >= 0, other[other_gt] if len(other) else -1, -1)
-        by_other = (kinds[d] == CLASS) | ((kinds[d] == BOTH) & (other_iou > found.iou))
-        objects[d] = np.where(by_other, near_other, near_same)
+        wrong = ~found.true_positive & ~found.ignored
+        kinds[d] = np.where(wrong, _kinds(own_iou, other_iou, iou_threshold, background_iou), NO_ERROR)
+        by_other = (kinds[d] == CLASS) | ((kinds[d] == BOTH) & (other_iou > own_iou))
+        objects[d] = np.where(by_other, _rows(other, other_gt), _rows(own, own_gt))
+        objects[d[found.ignored]] = _rows(same, found.gt)[found.ignored]
         objects[d[kinds[d] == BACKGROUND]] = -1
     covered = np.zeros(len(gt_boxes), dtype=np.bool_)
     covered[objects[right | (kinds == CLASS) | (kinds == LOCALISATION)]] = True
     return Errors(kinds, objects, right, ~covered & ~gt_ignored)
 
 
+def _rows(chosen: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rows of all objects that these places among the chosen ones are; -1 stays."""
+    return np.append(chosen, -1)[places]
+
+
 def _kinds(
-    found: Matches, other_iou: NDArray[np.float64], iou_threshold: float, background_iou: float
+    own_iou: NDArray[np.float64], other_iou: NDArray[np.float64], iou_threshold: float, background_iou: float
 ) -> NDArray[np.int64]:
-    wrong = ~found.true_positive & ~found.ignored
-    near = np.maximum(found.iou, other_iou)
+    """Of wrong detections, by their highest overlaps with objects to find of their class and of others."""
     choices = (
-        (~wrong, NO_ERROR),
-        ((found.iou > background_iou) & (found.iou < iou_threshold), LOCALISATION),
+        ((own_iou > background_iou) & (own_iou < iou_threshold), LOCALISATION),
         (other_iou >= iou_threshold, CLASS),
-        (found.iou >= iou_threshold, DUPLICATE),
-        (near <= background_iou, BACKGROUND),
+        (own_iou >= iou_threshold, DUPLICATE),
+        (np.maximum(own_iou, other_iou) <= background_iou, BACKGROUND),
     )
     return np.select([condition for condition, _ in choices], [np.int64(kind) for _, kind in choices], np.int64(BOTH))
 
@@ -132,7 +136,8 @@ def ap_without(
         method: see :data:`ohem.evaluation.average_precision.ApMethod`.
 
     Returns:
-        each of `KINDS` -> difference of mean AP, in [-1, 1]; all nan where there is no object to find.
+        each of `KINDS` -> difference of mean AP, in [-1, 1]; all nan where there is no object to find, that of missed
+        ones where all are missed.
     """
     counted = errors.right | (errors.kinds != NO_ERROR)
     to_find = ~gt_ignored

@@ -138,7 +138,10 @@ def _array(entry: Entry, where: str, key: str) -> NDArray[Any]:
     if key not in entry:
         raise OhemError(f"{where}: found no {key}; allowed: a dictionary with it")
     value = entry[key]
-    return value.detach().to(device="cpu").numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    if not isinstance(value, torch.Tensor):
+        return np.asarray(value)
+    value = value.detach().cpu()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
 
 
 def _boxes(entry: Entry, where: str) -> NDArray[np.float64]:

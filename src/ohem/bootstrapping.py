@@ -20,7 +20,7 @@ from ohem.mining import ScoredImage, score_images
 from ohem.models.weights import load_detector
 from ohem.recipes.recipe import DataSpec
 from ohem.training.run import Weights, find_weights
-from ohem.workflow import SILENT, Reporter, open_dataset, open_proposals
+from ohem.workflow import SILENT, Reporter, open_dataset, open_proposals, pick_device
 
 Harvest = dict[ImageId, NDArray[np.float32]]
 """Image id -> (K, 4) boxes, as :data:`ohem.data.dataset.Proposals`."""
@@ -47,6 +47,7 @@ def harvest(
     max_background: float = 0.5,
     weights: Weights = "last",
     data_spec: DataSpec | None = None,
+    device: str | None = None,
     workers: int = 1,
     reporter: Reporter = SILENT,
 ) -> Harvest:
@@ -61,6 +62,7 @@ def harvest(
         max_background: see :func:`is_hard`.
         weights: which of a run's.
         data_spec: how objects of other classes and bad boxes are dealt with.
+        device: see :func:`ohem.workflow.train`.
         workers: processes that read images.
         reporter: told of the progress.
 
@@ -78,6 +80,7 @@ def harvest(
             f"{source}: found a detector with a region proposal network, whose proposals change as it learns; allowed: one"
             " that is given its proposals"
         )
+    detector.to(pick_device(device))
     wanted = (data_spec or DataSpec(other_classes="drop")).model_copy(update={"classes": classes})
     dataset = open_dataset(data, wanted, reporter)
     every = open_proposals(dataset, proposals, spec.given_proposals, workers, reporter)
@@ -90,8 +93,8 @@ def harvest(
     candidates = 0
     for image in score_images(detector, spec, dataset.records, every, workers=workers, progress=progress):
         boxes = every[image.record.id][: spec.max_proposals or None]
-        losses = image.losses.total[: len(boxes)].numpy()
-        chosen = is_hard(image, max_background)[: len(boxes)].numpy()
+        losses = image.losses.total[: len(boxes)].cpu().numpy()
+        chosen = is_hard(image, max_background)[: len(boxes)].cpu().numpy()
         if not chosen.any() and len(boxes):
             chosen[losses.argmax()] = True
         if also is not None:

@@ -9,7 +9,17 @@ import typer
 
 from ohem.cli.app import command
 from ohem.cli.completion import published_names
-from ohem.cli.options import BadBoxes, Classes, Data, DataArgument, OtherClasses, ProposalFiles, Workers, class_names
+from ohem.cli.options import (
+    BadBoxes,
+    Classes,
+    Data,
+    DataArgument,
+    Device,
+    OtherClasses,
+    ProposalFiles,
+    Workers,
+    class_names,
+)
 from ohem.console import Console
 from ohem.errors import OhemError
 
@@ -136,6 +146,7 @@ def harvest(
         float, typer.Option(min=0, max=1, help="A background RoI with a lower probability of background is kept.")
     ] = 0.5,
     bad_boxes: BadBoxes = "error",
+    device: Device = None,
     workers: Workers = 1,
 ) -> None:
     """Bootstrapping, as before OHEM: keep the foreground and false positives of a frozen detector, to train on those.
@@ -154,6 +165,7 @@ def harvest(
         proposals=proposals or [],
         max_background=max_background,
         data_spec=DataSpec(other_classes="drop", bad_boxes=bad_boxes),
+        device=device,
         workers=workers,
         reporter=console,
     )

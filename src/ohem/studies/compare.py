@@ -55,9 +55,13 @@ def compare(folders: Sequence[Path]) -> Comparison:
     """
     runs = [Run.open(folder) for folder in folders]
     measured = [_evaluation(run) for run in runs]
-    _require_equal("trained on", folders, [run.data_fingerprint() for run in runs])
+    # A fraction of the data is another one with each seed.
+    parts = [run.recipe().data.fraction < 1 for run in runs]
+    for seed in {run.recipe().seed for run in runs} if all(parts) else {None}:
+        same = [(f, run) for f, run in zip(folders, runs, strict=True) if seed in (None, run.recipe().seed)]
+        _require_equal("trained on", [f for f, _ in same], [run.data_fingerprint() for _, run in same])
     _require_equal("evaluated on", folders, [each["fingerprint"] for each in measured])
-    _require_equal("evaluated with", folders, [json.dumps(each["settings"], sort_keys=True) for each in measured])
+    _require_equal("evaluated with", folders, [_settings(each) for each in measured])
     recipes = [flat_fields(run.recipe().model_dump(mode="json")) for run in runs]
     changing = [key for key in differing_fields(recipes) if key != "seed"]
     arms: dict[str, dict[int, Mapping[str, float]]] = {}
@@ -75,7 +79,17 @@ def compare(folders: Sequence[Path]) -> Comparison:
     return Comparison(listed, tuple(_differences(arm, listed[0]) for arm in listed[1:]), _warnings(runs))
 
 
+def _settings(metrics: Mapping[str, Any]) -> str:
+    """What decides how a detector was used; the scales that it was trained at do not."""
+    image = {key: value for key, value in metrics["settings"].get("image", {}).items() if key != "train_scales"}
+    return json.dumps([metrics.get("weights"), {**metrics["settings"], "image": image}], sort_keys=True)
+
+
 def _evaluation(run: Run) -> dict[str, Any]:
+    if not run.weights_file.is_file():
+        raise OhemError(
+            f"{run.folder}: found a training that is not finished; allowed: ohem train --resume {run.folder}"
+        )
     files = sorted(run.folder.glob("*/metrics.json"), key=lambda path: path.stat().st_mtime)
     if not files:
         raise OhemError(f"{run.folder}: found no evaluation; allowed after: ohem evaluate {run.folder} --data DATA")

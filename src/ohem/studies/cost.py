@@ -8,7 +8,6 @@ them. A process measures one form, so that its peak memory is its own. The first
 
 import argparse
 import json
-import time
 from collections.abc import Mapping, Sequence
 from statistics import median
 
@@ -18,11 +17,12 @@ from numpy.typing import NDArray
 
 from ohem.data.dataset import ImageId, ImageRecord, Proposals
 from ohem.data.loading import Draw, Samples, load_batches
+from ohem.models.fast_rcnn import now
 from ohem.models.weights import build_detector
 from ohem.recipes.recipe import DataSpec, load_recipe
 from ohem.training.loop import forward, peak_memory_mb
 from ohem.training.optimizer import build_optimizer
-from ohem.workflow import SILENT, open_dataset, open_proposals
+from ohem.workflow import SILENT, open_dataset, open_proposals, pick_device
 
 FORMS: Mapping[str, tuple[str, ...]] = {
     "frcn": ("sampler=random",),
@@ -31,10 +31,18 @@ FORMS: Mapping[str, tuple[str, ...]] = {
     "all": ("sampler=all",),
 }
 PROPOSALS = 2000
+CPU = torch.device("cpu")
 
 
 def measure_steps(
-    network: str, form: str, steps: int, records: Sequence[ImageRecord], proposals: Proposals
+    network: str,
+    form: str,
+    steps: int,
+    records: Sequence[ImageRecord],
+    proposals: Proposals,
+    *,
+    classes: int = 20,
+    device: torch.device = CPU,
 ) -> dict[str, float | list[float]]:
     """Seconds of each step, and the peak memory of this process.
 
@@ -44,19 +52,21 @@ def measure_steps(
         steps: that are counted, of two images each.
         records: the first 2 * (steps + 1) of them are used, from the beginning again where there are fewer.
         proposals: of each.
+        classes: of the records, without background.
+        device: that it runs on.
     """
     recipe = load_recipe(network, FORMS[form])
     torch.manual_seed(recipe.seed)
-    detector = build_detector(recipe.detector, 20).train()
+    detector = build_detector(recipe.detector, classes).to(device).train()
     detector.sampler, detector.mining = recipe.sampler, recipe.mining
     optimizer = build_optimizer(detector, recipe.optimizer)
-    rng, device = torch.Generator().manual_seed(0), torch.device("cpu")
+    rng = torch.Generator().manual_seed(0)
     filled = {record.id: fill_up(proposals[record.id], record) for record in records}
     samples = Samples(records, filled, recipe.detector.image, PROPOSALS)
     plan = [[Draw((2 * step + i) % len(records)) for i in range(2)] for step in range(steps + 1)]
     total, ranking = [], []
     for batch in load_batches(samples, plan, 0):
-        start = time.perf_counter()
+        start = now(device)
         optimizer.zero_grad(set_to_none=True)
         ranking.append(0.0)
         for part in [[sample] for sample in batch] if recipe.accumulate else [batch]:
@@ -64,7 +74,7 @@ def measure_steps(
             torch.autograd.backward(torch.stack(list(step.losses.values())).sum() * (len(part) / len(batch)))
             ranking[-1] += step.score.seconds
         optimizer.step()
-        total.append(time.perf_counter() - start)
+        total.append(now(device) - start)
     return {
         "seconds": median(total[1:]),
         "ranking": median(ranking[1:]),
@@ -92,13 +102,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--data", action="append", required=True)
     parser.add_argument("--proposals", action="append", default=[])
+    parser.add_argument("--class", action="append", default=[], dest="classes")
+    parser.add_argument("--device")
     arguments = parser.parse_args()
-    dataset = open_dataset(arguments.data, DataSpec(bad_boxes="drop"), SILENT)
+    names = {"classes": tuple(arguments.classes), "other_classes": "drop"} if arguments.classes else {}
+    dataset = open_dataset(arguments.data, DataSpec.model_validate({"bad_boxes": "drop", **names}), SILENT)
     loaded = load_recipe(arguments.network).detector.given_proposals
     used = dataset.records[: 2 * (arguments.steps + 1)]
     proposals = open_proposals(dataset, arguments.proposals, loaded, 2, SILENT)
     own: dict[ImageId, NDArray[np.float32]] = {record.id: proposals[record.id] for record in used}
-    result = measure_steps(arguments.network, arguments.form, arguments.steps, used, own)
+    network, form, steps, device = arguments.network, arguments.form, arguments.steps, pick_device(arguments.device)
+    result = measure_steps(network, form, steps, used, own, classes=len(dataset.classes), device=device)
     print(json.dumps({**result, "threads": torch.get_num_threads(), "network": arguments.network}))
 
 

@@ -26,7 +26,7 @@ from ohem.studies.neglect import neglect
 from ohem.studies.plan import Data, Training
 from ohem.studies.workshop import Result, Workshop, data_spec
 from ohem.training.run import Run, Sources, fingerprint, machine
-from ohem.workflow import resume, train
+from ohem.workflow import pick_device, resume, train
 
 TUNING_SEED = 1000
 TUNING_HOLDOUT = 0.2
@@ -109,8 +109,7 @@ class TrainJob:
             return _train(self.name, recipe, data, workshop)
         run, files, kept = None, data.proposals, None
         for number in range(1, rounds + 1):
-            changes = {"iterations": recipe.iterations // rounds, "init_from": run.weights_file if run else None}
-            part = recipe.model_copy(update=changes)
+            part = _round(recipe, rounds, run.weights_file if run else None)
             name = f"{self.name}-round{number}"
             run = _train(name, part, replace(data, proposals=files), workshop)
             if number < rounds:
@@ -118,9 +117,8 @@ class TrainJob:
                 if not file.exists():
                     spec = data_spec(data.classes)
                     options: Any = {"proposals": data.proposals, "also": kept, "data_spec": spec}
-                    harvest(
-                        run.folder, data.train, file, workers=workshop.workers, reporter=workshop.reporter, **options
-                    )
+                    options |= {"device": workshop.device, "workers": workshop.workers, "reporter": workshop.reporter}
+                    harvest(run.folder, data.train, file, **options)
                 files, kept = (str(file),), load_proposals([file])[0]
         assert run is not None
         return run
@@ -128,10 +126,11 @@ class TrainJob:
     def run(self, workshop: Workshop) -> Result:
         """Train, detect in the test images, and take the mean loss over all RoIs."""
         study, recipe = workshop.study, self.recipe(workshop)
-        run = self.trained(workshop)
         if server := study.data[self.training.data].server:
+            run = self.trained(workshop)
             return {"seed": self.seed, "server": server, "settings": settings_digest(recipe), **_provenance(run)}
-        test, proposals = workshop.test_images(self.training, recipe)
+        test, proposals = workshop.test_images(self.training, recipe)  # before hours are spent on the training
+        run = self.trained(workshop)
         detector, spec, _ = load_detector(run.weights_file)
         found = workshop.detect(detector, spec, test, proposals)
         part = draw_count(test, study.use_images)
@@ -163,6 +162,7 @@ class TrainJob:
 
     def _loss(self, weights: Path, images: DetectionDataset, proposals: Proposals, workshop: Workshop) -> float:
         detector, spec, _ = load_detector(weights)
+        detector.to(pick_device(workshop.device))
         records = draw_count(images, workshop.study.loss_images).records
         scored = score_images(
             detector,
@@ -231,7 +231,11 @@ class NeglectJob(_AfterTraining):
         run = self.train.trained(workshop)
         images, proposals = workshop.train_images(self.train.training, recipe)
         detector, spec, _ = load_detector(run.weights_file)
-        left_out = 1 + self.train.seed % len(images.classes)
+        detector.to(pick_device(workshop.device))
+        there = sorted({int(label) for record in images.records for label in record.labels})
+        if not there:
+            raise OhemError(f"{images.name}: found no object; allowed: data of which a class can be left out")
+        left_out = there[self.train.seed % len(there)]
         seen = neglect(detector, spec, recipe, images, proposals, left_out, self.steps, workshop.reporter)
         return {"seed": self.train.seed, "class": images.classes[left_out - 1], **seen, **_provenance(run)}
 
@@ -263,7 +267,10 @@ class CostJob:
         data = workshop.study.data["main"]
         sources = [word for source in data.train for word in ("--data", source)]
         files = [word for file in data.proposals for word in ("--proposals", file)]
-        command = ["-m", "ohem.studies.cost", self.network, self.form, "--steps", str(self.steps), *sources, *files]
+        device = ["--device", workshop.device] if workshop.device else []
+        classes = [word for name in data.classes for word in ("--class", name)]
+        measured = ["ohem.studies.cost", self.network, self.form, "--steps", str(self.steps)]
+        command = ["-m", *measured, *device, *sources, *files, *classes]
         done = subprocess.run([sys.executable, *command], check=False, capture_output=True, text=True)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -284,8 +291,14 @@ def average_precisions(images: DetectionDataset, found: Mapping[ImageId, Detecti
 
 
 def settings_digest(recipe: Recipe) -> str:
-    """Twelve digits that differ when anything in the recipe does; fields added to recipes later leave them as they are."""
+    """Twelve digits that differ when anything in the recipe does; fields added to recipes later leave them as they are.
+
+    Of weights files the names count, not the folders: results are collected from machines that keep them elsewhere.
+    """
     values = recipe.model_dump(mode="json", exclude_defaults=True)
+    for place, name in ((values, "init_from"), (values.get("detector", {}).get("backbone", {}), "weights")):
+        if place.get(name):
+            place[name] = Path(place[name]).name
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -296,10 +309,17 @@ def _recipe(training: Training, data: Data, *overrides: str) -> Recipe:
     return load_recipe(training.recipe, [*named, *rules, *training.overrides, *overrides])
 
 
+def _round(recipe: Recipe, rounds: int, init_from: Path | None) -> Recipe:
+    """One of several rounds of bootstrapping: a training of its own, with the whole schedule in its share of the steps."""
+    every = max(1, recipe.schedule.step_every // rounds)
+    changes = {"iterations": recipe.iterations // rounds, "init_from": init_from}
+    return recipe.model_copy(update={**changes, "schedule": recipe.schedule.model_copy(update={"step_every": every})})
+
+
 def _train(name: str, recipe: Recipe, data: Data, workshop: Workshop) -> Run:
     """The finished run of that name: begun, gone on with, or found."""
     folder, say = workshop.run_folder(name), workshop.reporter
-    if folder.exists() and Run.open(folder).recipe() != recipe:
+    if folder.exists() and settings_digest(Run.open(folder).recipe()) != settings_digest(recipe):
         raise OhemError(f"{folder}: found a run of another recipe; allowed: another --out, or the folder removed")
     if folder.exists():
         finished = resume(folder, device=workshop.device, workers=workshop.workers, reporter=say)

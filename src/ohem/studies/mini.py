@@ -60,7 +60,7 @@ def mini_study(data: Mapping[str, Data], recipe: str = "mini", shortest: int = 2
             arm("ohem_quarter", _HARD % 64, "data.fraction=0.25", rate_of="ohem"),
             arm("frcn_coco", _FRCN, "data.holdout=0.3", data="coco", rate_of="frcn"),
             arm("ohem_coco", _HARD % 64, "data.holdout=0.3", data="coco", rate_of="ohem"),
-            arm("bootstrap", _BG0, rate_of="frcn", rounds=3),
+            arm("bootstrap", _BG0, rate_of="frcn_bg0", rounds=3),
             arm("frozen", _FRCN, "detector.backbone.freeze=all"),
             arm("ohem_quota", "sampler=quota"),
             arm("iou_balanced", "sampler=iou_balanced"),

@@ -74,6 +74,8 @@ def open_study(
                 "reproduce: found no --data, or settings of mini; allowed with --scale full: --data DIR alone"
             )
         return full_study(Path(data))
+    if data is None and (test or classes):
+        raise OhemError("reproduce: found --test or --classes; allowed beside --data DATA, not with the built-in data")
     found = {"main": _main_data(data, test, tuple(classes), out, progress)}
     if coco is not None:
         found["coco"] = Data((coco,))

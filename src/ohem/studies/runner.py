@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from ohem.data.rules import listed
 from ohem.errors import OhemError, did_you_mean
 from ohem.studies.claims import CLAIMS
 from ohem.studies.jobs import CostJob, Job, NeglectJob, TrainJob, TuneJob, UseJob, run_job, settings_digest
 from ohem.studies.plan import Study
-from ohem.studies.workshop import Workshop
+from ohem.studies.workshop import Result, Workshop
+from ohem.training.run import fingerprint
 
 COST_FORMS = ("frcn", "ohem", "loss_layer")
 FIGURE3 = ("frcn_bg0", "frcn", "all", "ohem")
@@ -128,6 +130,34 @@ def _require_same_settings(job: Job, found: str | None, workshop: Workshop) -> N
             )
 
 
+def _require_same_data(jobs: Sequence[Job], workshop: Workshop) -> None:
+    """Raise OhemError where finished trainings were tested on other data than each other, or than those that are given."""
+    left = {job.name for job in progress_of(jobs, workshop).left}
+    for name, data in workshop.study.data.items():
+        trained = [job for job in jobs if isinstance(job, TrainJob) and job.training.data == name]
+        tested = {job: result["test_fingerprint"] for job in trained if (result := _tested(job, workshop))}
+        first = next(iter(tested), None)
+        if first is None:
+            continue
+        found = [job for job, fingerprint in tested.items() if fingerprint != tested[first]]
+        than, allowed = f"those of {first.name}.json", "an --out for each data set"
+        # Without files, proposals are made, which takes long: only where something of these data is to be run.
+        if not found and (data.test_proposals or any(job.name in left for job in trained)):
+            try:
+                given = fingerprint(*workshop.test_images(first.training, first.recipe(workshop)))
+            except OhemError:
+                continue  # told of each row that needs them
+            found, than = [first] if given != tested[first] else [], f"{listed(data.test or data.train)}"
+        if found:
+            path = workshop.results.folder / f"{found[0].name}.json"
+            raise OhemError(f"{path}: found a result of other test images or proposals than {than}; allowed: {allowed}")
+
+
+def _tested(job: TrainJob, workshop: Workshop) -> Result | None:
+    result = workshop.results.get(job.name)
+    return result if result and "test_fingerprint" in result else None
+
+
 def run_jobs(jobs: Sequence[Job], workshop: Workshop) -> dict[str, str]:
     """Run all that are not finished; one that cannot be run does not stop the others.
 
@@ -135,6 +165,7 @@ def run_jobs(jobs: Sequence[Job], workshop: Workshop) -> dict[str, str]:
         The names of jobs that were not run, and why.
     """
     not_run: dict[str, str] = {}
+    _require_same_data(jobs, workshop)
     for job in progress_of(jobs, workshop).left:
         needed = job.train.training.data if isinstance(job, UseJob | NeglectJob) else _data_of(job)
         if needed not in workshop.study.data:

@@ -1,5 +1,6 @@
 """Finished results as the paper's tables: its number, ours, the difference."""
 
+import shlex
 from dataclasses import dataclass
 
 from ohem.studies.book import Book, result_name
@@ -103,7 +104,10 @@ def _why_empty(row: Row, book: Book, study: Study) -> str:
     trained = next((s for s in book.seeds if book.results.get(result_name(row.training, s))), None)
     server = study.data[data].server
     if server and trained is not None:
-        return f"judged by the server: ohem submit runs/{result_name(row.training, trained)} {server} --data ..."
+        run = book.results.folder.parent / "runs" / result_name(row.training, trained)
+        return (
+            f"judged by the server: {shlex.join(['ohem', 'submit', str(run), server, *study.uses[row.use]])} --data ..."
+        )
     return "not run yet"
 
 

@@ -124,15 +124,32 @@ class Results:
         folder = other / "results" if (other / "results").is_dir() else other
         if not folder.is_dir():
             raise OhemError(f"{other}: found no folder; allowed: the --out of another ohem reproduce")
-        copied, others = 0, Results(folder)
+        others = Results(folder)
+        new = {}
+        tested = self._tested()
         for path in sorted(folder.glob("*.json")):
             mine, theirs = self.get(path.stem), others.get(path.stem)
             if mine is None and theirs is not None:
-                self.put(path.stem, theirs)
-                copied += 1
+                new[path.stem] = theirs
             elif mine != theirs:
                 raise OhemError(f"{path}: found another result than {self.folder / path.name}; allowed: one of each")
-        return copied
+        for name, fingerprint in others._tested().items():
+            if tested.get(name, fingerprint) != fingerprint:
+                raise OhemError(
+                    f"{folder}: found results of {name} on other test images or proposals; allowed: the same"
+                )
+        for name, result in new.items():
+            self.put(name, result)
+        return len(new)
+
+    def _tested(self) -> dict[str, str]:
+        """Training -> the fingerprint of what it was tested on."""
+        found = {path.stem: self.get(path.stem) or {} for path in sorted(self.folder.glob("*.json"))}
+        return {
+            name.rpartition("-s")[0]: result["test_fingerprint"]
+            for name, result in found.items()
+            if "test_fingerprint" in result
+        }
 
 
 def data_spec(classes: Sequence[str]) -> DataSpec:

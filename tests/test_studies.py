@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from ohem.data.dataset import ImageRecord
+from ohem.data.split import draw_count
 from ohem.errors import OhemError
 from ohem.recipes.recipe import load_recipe, override_spec
 from ohem.studies.book import Book
 from ohem.studies.claims import CLAIMS, judge_all
 from ohem.studies.full import full_data, full_study
-from ohem.studies.jobs import TrainJob, TuneJob, UseJob
+from ohem.studies.jobs import TrainJob, TuneJob, UseJob, left_out_class, settings_digest
 from ohem.studies.mini import mini_study
 from ohem.studies.paper import voc_row
 from ohem.studies.plan import Data, Study
@@ -234,6 +236,17 @@ def test_lengths_are_multiples_of_the_recipes_own_at_the_rate_of_their_sampler(t
     assert tuned == {"frcn", "ohem"}
 
 
+def test_a_class_without_test_objects_does_not_hide_the_others(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    for training, gains in (("frcn", (0, 0)), ("ohem", (1, 9))):
+        for seed in range(5):
+            ap = {"ap:cat": 50 + gains[0] + seed / 10, "ap:dog": 50 + gains[1] - seed / 10, "ap:zebra": None}
+            plain = {"map50": 50.0, "map70": 30.0, "coco:AP": 20.0, **ap}
+            result = {"seed": seed, "plain": plain, "plain_part": plain, "loss_test": 0.2, "loss_train": [[10, 0.5]]}
+            results.put(f"{training}-s{seed}", result)
+    assert verdicts(results, 5)["C11"] == "holds"
+
+
 def test_the_page_has_figure_tables_and_verdicts_and_escapes_names(tmp_path: Path) -> None:
     workshop = Workshop(mini_study({"main": Data(("a",), ("b",))}), tmp_path, SILENT)
     put(workshop.results, "frcn", [60.0, 61.0])
@@ -352,6 +365,59 @@ def test_results_of_other_settings_are_refused(workshop: Workshop) -> None:
     other = Workshop(replace(workshop.study, trainings=longer), workshop.out, SILENT)
     with pytest.raises(OhemError, match="as the study is now, or another --out"):
         progress_of(plan_jobs(other.study, "table4", 1), other)
+
+
+def test_results_of_other_data_are_refused(workshop: Workshop, tmp_path: Path) -> None:
+    other = make_shapes(tmp_path / "data", train=8, test=4)
+    given = {"main": replace(workshop.study.data["main"], train=(f"{other}@train",), test=(f"{other}@test",))}
+    strange = Workshop(replace(workshop.study, data=given), workshop.out, SILENT, workers=0)
+    with pytest.raises(
+        OhemError, match=r"frcn_quarter-s0\.json: found a result of other test images or proposals than "
+    ):
+        run_jobs(plan_jobs(strange.study, "table4", 2), strange)
+
+    mixed = Workshop(replace(workshop.study, rates=()), tmp_path, SILENT)
+    jobs = [TrainJob(workshop.study.trainings["ohem"], seed, "ohem", ()) for seed in (0, 1)]
+    for job, fingerprint in zip(jobs, ("a" * 64, "b" * 64), strict=True):
+        kept = {"settings": settings_digest(job.recipe(mixed)), "test_fingerprint": fingerprint, "job_seconds": 1}
+        mixed.results.put(job.name, kept)
+    with pytest.raises(OhemError, match="than those of ohem-s0"):
+        run_jobs(jobs, mixed)
+    (mixed.results.folder / "ohem-s0.json").unlink()
+    with pytest.raises(OhemError, match="found results of ohem on other test images"):
+        workshop.results.collect(tmp_path)
+    assert workshop.results.get("ohem-s1") is None
+
+
+def test_settings_are_the_same_wherever_the_weights_lie() -> None:
+    here, there = (f"init_from={folder}/weights.safetensors" for folder in ("/a", "b/c"))
+    named = ["detector.backbone.weights=/a/VGG16.v2.caffemodel", "detector.backbone.weights=x/VGG16.v2.caffemodel"]
+    digests = {settings_digest(load_recipe("vgg16", [w, i])) for w in named for i in (here, there)}
+    assert len(digests) == 1
+    assert settings_digest(load_recipe("vgg16", ["detector.backbone.weights=/a/VGG19.caffemodel", here])) not in digests
+
+
+def test_test_images_are_opened_before_anything_is_trained(workshop: Workshop, tmp_path: Path) -> None:
+    given = {"main": replace(workshop.study.data["main"], test=("nowhere@test",))}
+    blind = Workshop(replace(workshop.study, data=given, rates=()), tmp_path, SILENT, workers=0)
+    not_run = run_jobs([TrainJob(workshop.study.trainings["frcn"], 0, "frcn", ())], blind)
+    assert "nowhere" in not_run["frcn-s0"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_class_that_no_image_shows_is_not_the_one_left_out(workshop: Workshop) -> None:
+    training = workshop.study.trainings["ohem"]
+    images, _ = workshop.train_images(training, load_recipe(training.recipe))
+    shown = replace(images, classes=("zebra", *images.classes), records=tuple(up(r) for r in images.records))
+    labels = {int(label) for record in shown.records for label in record.labels}
+    assert [left_out_class(shown, seed) for seed in range(len(labels) + 1)] == [*sorted(labels), min(labels)]
+    with pytest.raises(OhemError, match="found no object"):
+        left_out_class(replace(images, records=()), 0)
+    assert len(draw_count(replace(images, records=()), 100)) == 0
+
+
+def up(record: ImageRecord) -> ImageRecord:
+    return replace(record, labels=record.labels + 1)
 
 
 def test_what_cannot_run_is_listed_and_the_rest_goes_on(workshop: Workshop) -> None:

@@ -1,7 +1,11 @@
 """``ohem compare``: any evaluated runs, paired by seed."""
 
 import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,3 +93,62 @@ def test_other_machines_are_warned_of(runs: Path) -> None:
     path.write_text(json.dumps(info))
     assert "threads" in compare([runs / "random-1", runs / "hard-1"]).warnings[0]
     path.write_text(before)
+
+
+@contextmanager
+def changed(run: Path, file: str, change: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """While this is open, a JSON file of a run says something else."""
+    path = run / file
+    before = path.read_text()
+    value = json.loads(before)
+    change(value)
+    path.write_text(json.dumps(value))
+    try:
+        yield
+    finally:
+        path.write_text(before)
+
+
+def test_how_detectors_were_used_must_agree_and_how_they_were_trained_need_not(runs: Path) -> None:
+    pair = [runs / "random-1", runs / "hard-1"]
+    metrics = "evaluation/metrics.json"
+    with (
+        changed(pair[1], metrics, lambda m: m.update(weights="best.safetensors")),
+        pytest.raises(OhemError, match="evaluated with other data or settings"),
+    ):
+        compare(pair)
+    with (
+        changed(pair[1], metrics, lambda m: m["settings"]["image"].update(test_scales=[50, 70])),
+        pytest.raises(OhemError, match="evaluated with other data or settings"),
+    ):
+        compare(pair)
+    with changed(pair[1], metrics, lambda m: m["settings"]["image"].update(train_scales=[50, 70])):
+        assert len(compare(pair).arms) == 2
+
+
+def test_a_training_that_is_not_finished_is_refused(runs: Path) -> None:
+    weights = runs / "hard-1/weights.safetensors"
+    weights.rename(runs / "away")
+    with pytest.raises(OhemError, match="found a training that is not finished; allowed: ohem train --resume"):
+        compare([runs / "random-1", runs / "hard-1"])
+    (runs / "away").rename(weights)
+
+
+def test_a_part_of_the_data_is_another_with_each_seed_and_one_within_a_seed(runs: Path, tmp_path: Path) -> None:
+    for sampler in ("random", "hard"):
+        for seed in (0, 1):
+            copy = tmp_path / f"{sampler}-{seed}"
+            shutil.copytree(runs / copy.name, copy)
+            recipe = copy / "recipe.yaml"
+            recipe.write_text(recipe.read_text().replace("fraction: 1.0", "fraction: 0.5"))
+            assert "fraction: 0.5" in recipe.read_text()
+            info = json.loads((copy / "run.json").read_text())
+            info["data"]["fingerprint"] = str(seed) * 64
+            (copy / "run.json").write_text(json.dumps(info))
+    four = sorted(path for path in tmp_path.iterdir())
+    assert len(compare(four).arms) == 2
+    with (
+        changed(four[0], "run.json", lambda info: info["data"].update(fingerprint="f" * 64)),
+        pytest.raises(OhemError, match="found a run trained on other data"),
+    ):
+        compare(four)

@@ -4,6 +4,9 @@ import json
 import math
 import os
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -83,6 +86,38 @@ def test_training_without_an_object_is_refused() -> None:
     with pytest.raises(OhemError, match="data@test: found no object to learn from in 2 images; allowed: at least one"):
         ohem.train(small_recipe("iterations=4"), Sources((f"{data}@test",)), name="run", workers=0)
     assert not Path("runs/run").exists()
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(run: Path) -> None:
+    copy = Path("copy")
+    shutil.copytree(run, copy)
+    (copy / "weights.safetensors").unlink()
+    code = (
+        "import sys, time, pathlib; from ohem.training.run import Run\n"
+        "with Run(pathlib.Path(sys.argv[1])).alone():\n    print(1, flush=True)\n    time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(copy)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(OhemError, match="copy: found a training of it that is running; allowed: ohem watch"):
+            ohem.resume(copy, workers=0)
+        other.kill()
+    with Run(copy).alone():
+        assert (copy / ".lock").exists()
+    assert not (copy / ".lock").exists()
+
+
+def test_a_resumed_run_is_validated_on_what_it_was() -> None:
+    data, half = make_shapes(Path("data"), train=4, test=2), small_recipe("iterations=2", "evaluation.every=2")
+    plain, _ = ohem.train(half, Sources((f"{data}@train",)), name="plain", workers=0)
+    with_val, _ = ohem.train(half, Sources((f"{data}@train",), (f"{data}@test",)), name="val", workers=0)
+    for folder in (plain, with_val):
+        (folder / "weights.safetensors").unlink()
+    with pytest.raises(OhemError, match="found --val for a run that began without"):
+        ohem.resume(plain, moved=Sources((), (f"{data}@test",)), workers=0)
+    with pytest.raises(OhemError, match="found other validation images, annotations or proposals"):
+        ohem.resume(with_val, moved=Sources((), (f"{data}@train",)), workers=0)
+    assert ohem.resume(with_val, workers=0)
 
 
 def test_validation_without_an_object_is_told_and_chooses_no_weights() -> None:

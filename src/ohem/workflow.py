@@ -1,7 +1,9 @@
 """The main job: data and proposals made ready, a detector trained. The command line calls these."""
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -173,13 +175,15 @@ def train(
         require_free(wanted)  # before anything long
     images, validation = _open_all(recipe, sources, workers, reporter, processes)
     detector = new_detector(recipe, images)
-    made = _create_run(wanted, Path("runs") / name, recipe, sources, images) if processes.first else None
+    made = _create_run(wanted, Path("runs") / name, recipe, sources, images, validation) if processes.first else None
     folder = Path(processes.tell(str(made.folder) if made else ""))
     reporter.say(
         f"{images.dataset.name}: {len(images.dataset)} images, {len(images.dataset.classes)} classes; run: {folder}"
     )
-    prepared = Prepared(Run(folder), recipe, detector, images, validation, time.perf_counter() - start)
-    return folder, _train(prepared, device, workers, tensorboard, reporter, processes)
+    run = Run(folder)
+    prepared = Prepared(run, recipe, detector, images, validation, time.perf_counter() - start)
+    with run.alone() if processes.first else nullcontext():
+        return folder, _train(prepared, device, workers, tensorboard, reporter, processes)
 
 
 def resume(
@@ -215,32 +219,50 @@ def resume(
         return True
     _require_together(recipe, processes)
     began_on, now = vars(run.sources()), vars(moved or Sources(()))
+    if now["val"] and not began_on["val"]:
+        raise OhemError(f"{folder}: found --val for a run that began without; allowed: --data, or a new run")
     sources = Sources(**{name: now[name] or began_on[name] for name in began_on})
-    try:
-        images, validation = _open_all(recipe, sources, workers, reporter, processes)
-    except OhemError as error:
-        error.add_note(f"where data moved: ohem train --resume {folder} --data THERE")
-        raise
+    with run.alone() if processes.first else nullcontext():
+        try:
+            images, validation = _open_all(recipe, sources, workers, reporter, processes)
+        except OhemError as error:
+            error.add_note(f"where data moved: ohem train --resume {shlex.quote(str(folder))} --data THERE")
+            raise
+        _require_same(folder, "", images, began_with)
+        _require_same(folder, "validation ", validation, run.info()["data"].get("validation"))
+        detector = new_detector(recipe, images)
+        if processes.first:
+            run.sweep()
+        prepared = Prepared(run, recipe, detector, images, validation, time.perf_counter() - start)
+        return _train(prepared, device, workers, tensorboard, reporter, processes)
+
+
+def _require_same(folder: Path, which: str, images: AnnotatedImages | None, began_with: str | None) -> None:
+    if images is None or began_with is None:  # runs of before kept none of their validation images
+        return
     found = fingerprint(images.dataset, images.proposals)
     if found != began_with:
         raise OhemError(
-            f"{folder}: found other images, annotations or proposals than when the run began"
+            f"{folder}: found other {which}images, annotations or proposals than when the run began"
             f" ({found[:8]}, not {began_with[:8]}); allowed: the same data"
         )
-    detector = new_detector(recipe, images)
-    if processes.first:
-        run.sweep()
-    prepared = Prepared(run, recipe, detector, images, validation, time.perf_counter() - start)
-    return _train(prepared, device, workers, tensorboard, reporter, processes)
 
 
-def _create_run(wanted: Path | None, default: Path, recipe: Recipe, sources: Sources, images: AnnotatedImages) -> Run:
+def _create_run(
+    wanted: Path | None,
+    default: Path,
+    recipe: Recipe,
+    sources: Sources,
+    images: AnnotatedImages,
+    validation: AnnotatedImages | None = None,
+) -> Run:
     """In the wanted folder, or the first free one, which another training may take at the same moment."""
     digest = fingerprint(images.dataset, images.proposals)
+    validated_on = fingerprint(validation.dataset, validation.proposals) if validation else None
     while True:
         folder = wanted or next_folder(default)
         try:
-            return Run.create(folder, recipe, sources, images.dataset, digest)
+            return Run.create(folder, recipe, sources, images.dataset, digest, validated_on)
         except (OhemError, OSError):
             if wanted or not folder.exists():
                 raise

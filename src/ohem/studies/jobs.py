@@ -232,12 +232,17 @@ class NeglectJob(_AfterTraining):
         images, proposals = workshop.train_images(self.train.training, recipe)
         detector, spec, _ = load_detector(run.weights_file)
         detector.to(pick_device(workshop.device))
-        there = sorted({int(label) for record in images.records for label in record.labels})
-        if not there:
-            raise OhemError(f"{images.name}: found no object; allowed: data of which a class can be left out")
-        left_out = there[self.train.seed % len(there)]
+        left_out = left_out_class(images, self.train.seed)
         seen = neglect(detector, spec, recipe, images, proposals, left_out, self.steps, workshop.reporter)
         return {"seed": self.train.seed, "class": images.classes[left_out - 1], **seen, **_provenance(run)}
+
+
+def left_out_class(images: DetectionDataset, seed: int) -> int:
+    """The label, from 1, that a seed leaves out: each that occurs in turn."""
+    there = sorted({int(label) for record in images.records for label in record.labels})
+    if not there:
+        raise OhemError(f"{images.name}: found no object; allowed: data of which a class can be left out")
+    return there[seed % len(there)]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The training loop, in one straight line."""
 
 import math
+import os
 import resource
 import signal
 import sys
@@ -73,7 +74,7 @@ def train(
 ) -> bool:
     """Train a detector, from the start or from the run's last checkpoint, and leave its weights in the run's folder.
 
-    Ctrl-C (SIGINT) and SIGTERM finish the step, write a checkpoint and return.
+    Ctrl-C (SIGINT) and SIGTERM finish the step, and the validation where one is due, write a checkpoint and return.
 
     Args:
         run: its folder; with a checkpoint in it, training goes on from there to bit-identical weights.
@@ -130,7 +131,7 @@ def train(
     # Rows of proposals mean the same image after image only where the proposals do.
     followed = draw_count(images.dataset, FOLLOWED).records if recipe.detector.given_proposals else []
     mined = Mined(len(images.dataset.classes), [record.id for record in followed])
-    with stop_on_signals() as stopped:
+    with stop_on_signals(told=processes.first) as stopped:
         for iteration, batch in zip(steps, load_batches(samples, plan, workers), strict=True):
             lr = set_lr(optimizer, recipe.schedule.factor(iteration, recipe.iterations))
             window.start_step()
@@ -396,9 +397,12 @@ def peak_memory_mb(device: torch.device) -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
+STOPPING = b"\nstopping after this step, and its validation where one is due, to save; again: at once, unsaved\n"
+
+
 @contextmanager
-def stop_on_signals() -> Iterator[threading.Event]:
-    """Turn SIGINT and SIGTERM into an event; a second SIGINT interrupts at once."""
+def stop_on_signals(*, told: bool = True) -> Iterator[threading.Event]:
+    """Turn SIGINT and SIGTERM into an event, and say so on stderr if ``told``; a second one interrupts at once."""
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopped
@@ -408,6 +412,8 @@ def stop_on_signals() -> Iterator[threading.Event]:
         if stopped.is_set():
             raise KeyboardInterrupt
         stopped.set()
+        if told:
+            os.write(2, STOPPING)  # printing from here could meet a print that is under way
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

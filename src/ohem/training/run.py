@@ -6,12 +6,14 @@ validation split; ``snapshots/`` weights on the way, where the recipe asks for t
 loss was not finite.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import platform
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -75,8 +77,16 @@ class Run:
         return self.folder / f"failed-step-{iteration:07d}.pt"
 
     @classmethod
-    def create(cls, folder: Path, recipe: Recipe, sources: Sources, dataset: DetectionDataset, print_: str) -> "Run":
-        """Make a new folder with recipe and run.json.
+    def create(
+        cls,
+        folder: Path,
+        recipe: Recipe,
+        sources: Sources,
+        dataset: DetectionDataset,
+        print_: str,
+        validated_on: str | None = None,
+    ) -> "Run":
+        """Make a new folder with recipe and run.json, which keeps the fingerprints of both sets.
 
         Raises:
             OhemError: the folder exists and is not empty; nothing in it is touched.
@@ -87,7 +97,12 @@ class Run:
         info = {
             "format": FORMAT,
             "sources": {name: list(values) for name, values in vars(sources).items()},
-            "data": {"name": dataset.name, "images": len(dataset), "fingerprint": print_},
+            "data": {
+                "name": dataset.name,
+                "images": len(dataset),
+                "fingerprint": print_,
+                "validation": validated_on,
+            },
             "classes": list(dataset.classes),
             "seed": recipe.seed,
             "machine": machine(),
@@ -121,6 +136,28 @@ class Run:
     def _begin(self, recipe: Recipe, info: Mapping[str, Any]) -> None:
         write_atomically(self.recipe_file, dump_recipe(recipe))
         write_atomically(self.info_file, json.dumps(info, indent=2) + "\n")
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let no other process train this run meanwhile. The lock goes with the process, however that ends.
+
+        Raises:
+            OhemError: another process trains it now.
+        """
+        path = self.folder / ".lock"
+        with path.open("a") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError) as error:
+                raise OhemError(
+                    f"{self.folder}: found a training of it that is running; allowed: ohem watch, or one at a time"
+                ) from error
+            except OSError:  # a file system without locks
+                pass
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
 
     def sweep(self) -> None:
         """Remove what a killed process left half-written."""

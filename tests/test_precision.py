@@ -294,6 +294,23 @@ def test_float16_takes_the_steps_of_float32_and_none_of_an_overflow(optimizer: A
     torch.testing.assert_close(weights[0], weights[1])
 
 
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_skipped_first_step_leaves_the_optimizer_as_it_was(optimizer: Any) -> None:
+    """Also where only one parameter had a gradient, as after a loss that is forgiven."""
+    module, precision = nn.Sequential(Slope(), Slope()), Precision("float16", CPU)
+    momentum = {"momentum": 0.9} if optimizer is torch.optim.SGD else {}
+    own = optimizer(module.parameters(), lr=0.1, fused=True, **momentum)
+    assert precision.forgives(module)
+    assert not precision.step(own, module, None)
+    assert not own.state
+    own.zero_grad()
+    precision.backward(module[0].loss(1.0) + module[1].loss(2.0))
+    assert precision.step(own, module, None)
+    assert len(own.state) == 2
+    if momentum:
+        assert [own.state[p]["momentum_buffer"].tolist() for p in module.parameters()] == [[1.0] * 3, [2.0] * 3]
+
+
 def test_float16_gives_up_where_no_smaller_scale_helps() -> None:
     module, precision = Slope(), Precision("float16", CPU)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)

@@ -62,18 +62,22 @@ class Precision:
             False when the step was skipped.
 
         Raises:
-            OhemError: a gradient is not finite, in float16 at the least scale. The weights are as before.
+            OhemError: a gradient is not finite, in float16 at the least scale. The weights are as before, and so is the
+                optimizer's state, as after a step that was skipped.
         """
-        scale = self._scaler.get_scale()
         self._scaler.unscale_(optimizer)
-        if not self.scales or scale <= LEAST_SCALE:
-            _require_finite_gradients(detector)
-        clip(detector, clip_norm)
-        self._scaler.step(optimizer)
+        gradients = {name: p.grad for name, p in detector.named_parameters() if p.grad is not None}
+        finite = bool(torch.stack([gradient.isfinite().all() for gradient in gradients.values()]).all())
+        if finite:
+            clip(detector, clip_norm)
+            # Not called after an overflow: a fused optimizer would be too, and SGD's then keeps a momentum of
+            # uninitialised memory.
+            self._scaler.step(optimizer)
+        elif not self.scales or self._scaler.get_scale() <= LEAST_SCALE:
+            raise _not_finite(gradients)
         self._scaler.update()
-        skipped = self._scaler.get_scale() < scale
-        self.skipped += skipped
-        return not skipped
+        self.skipped += not finite
+        return finite
 
     def record(self) -> dict[str, float]:
         """For the log: in float16 the steps skipped so far, and the scale."""
@@ -89,13 +93,10 @@ class Precision:
         self.skipped = state["skipped"]
 
 
-def _require_finite_gradients(detector: nn.Module) -> None:
+def _not_finite(gradients: dict[str, Tensor]) -> OhemError:
     """Finite losses can have other gradients, which would ruin the weights, and with them the next checkpoint."""
-    gradients = {name: p.grad for name, p in detector.named_parameters() if p.grad is not None}
-    if torch.stack([gradient.isfinite().all() for gradient in gradients.values()]).all():
-        return
     name, bad = next((name, g) for name, g in gradients.items() if not g.isfinite().all())
     found = bad[~bad.isfinite()][0].item()
-    raise OhemError(
+    return OhemError(
         f"gradient of {name}: found {found}; allowed: finite numbers (a smaller optimizer.lr, or clip_norm)"
     )

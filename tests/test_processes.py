@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed import HashStore
 
 from ohem.errors import OhemError
 from ohem.training.processes import ALONE, Processes
@@ -59,6 +60,21 @@ def test_alone_nothing_is_sent() -> None:
     assert ALONE.sum([1.0, 2.0], torch.device("cpu")) == [1.0, 2.0]
     assert ALONE.gather({1: "a"}) == {1: "a"}
     assert ALONE.tell("x") == "x"
+
+
+def test_each_joins_with_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the processes meet: NCCL sends objects by way of the current GPU."""
+    calls: list[object] = []
+    variables = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("ohem.training.processes.rendezvous", lambda *_, **__: iter([(HashStore(), 3, 4)]))
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda backend, **_: calls.append(backend))
+    assert Processes.join(torch.device("cuda")).local_rank == 1
+    Processes.join(torch.device("cuda", 2))
+    Processes.join(torch.device("cpu"))
+    assert calls == [torch.device("cuda", 1), "nccl", torch.device("cuda", 2), "nccl", "gloo"]
 
 
 def test_the_newest_of_numbered_folders(tmp_path: Path) -> None:

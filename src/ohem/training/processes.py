@@ -54,6 +54,8 @@ class Processes:
             store, rank, count = next(rendezvous("env://", timeout=PATIENCE))
             own = dist.PrefixStore(f"restart {found.restarts}", store)  # type: ignore[attr-defined]
             backend = "nccl" if device.type == "cuda" else "gloo"
+            if device.type == "cuda":  # NCCL sends objects by way of the current GPU, which is the first one otherwise
+                torch.cuda.set_device(found.own_device(device))
             with _others_alive():
                 dist.init_process_group(backend, store=own, rank=rank, world_size=count, timeout=PATIENCE)
         return found

@@ -45,6 +45,15 @@ def test_layers_are_shares_and_fill_the_whole() -> None:
     assert second == [44, 10, 350, 10, 350, 51.5, 44, 134.5]
 
 
+def test_a_single_point_has_one_tick_and_its_layers_fill_the_width() -> None:
+    svg = str(line_chart([Line("loss", [10000.0], [10.0], 0)], "iteration"))
+    assert svg.count(">10000</text>") == 1
+    svg = str(layer_chart([Line("a", [10000.0], [1], 0), Line("b", [10000.0], [3], 1)], "iteration"))
+    first, second = paths(svg, "style")
+    assert first == [44, 134.5, 350, 134.5, 350, 176, 44, 176]
+    assert second == [44, 10, 350, 10, 350, 134.5, 44, 134.5]
+
+
 def test_bars_are_as_long_as_their_parts_and_tell_the_sum() -> None:
     svg = str(bar_chart([Bar("one", ((1.0, 0), (3.0, 1))), Bar("two", ((2.0, 0),))], " s"))
     widths = [float(width) for width in re.findall(r'width="([\d.]+)"', svg)]

@@ -55,7 +55,10 @@ def line_chart(lines: Sequence[Line], x_label: str, *, unit_square: bool = False
 
 
 def layer_chart(layers: Sequence[Line], x_label: str) -> Markup:
-    """Shares of a whole, one layer on the other, all over the same x: each point's values are divided by their sum."""
+    """Shares of a whole, one layer on the other, all over the same x: each point's values are divided by their sum.
+
+    A single point fills the width.
+    """
     thinned = [_thinned(layer) for layer in layers if len(layer.xs)]
     if not thinned:
         return Markup()
@@ -65,9 +68,10 @@ def layer_chart(layers: Sequence[Line], x_label: str) -> Markup:
     below, parts = [0.0] * len(points), []
     for layer in thinned:
         above = [low + y / total for low, y, total in zip(below, layer.ys, totals, strict=True)]
-        outline = [place(x, y) for x, y in zip(points, above, strict=True)]
-        outline += [place(x, y) for x, y in reversed(list(zip(points, below, strict=True)))]
-        d = " L".join(_at(*point) for point in outline)
+        upper, lower = ([place(x, y) for x, y in zip(points, ys, strict=True)] for ys in (above, below))
+        if len(points) == 1:  # it has no width of its own
+            upper, lower = ([start, (WIDTH - RIGHT, start[1])] for (start,) in (upper, lower))
+        d = " L".join(_at(*point) for point in (*upper, *reversed(lower)))
         title = f"<title>{escape(layer.name)}</title>"
         parts.append(f'<path style="fill:{_colour(layer.colour)}" d="M{d}Z">{title}</path>')
         below = above
@@ -118,14 +122,19 @@ def _axes(left: float, right: float, top: float, x_label: str) -> tuple[list[str
         _, y = place(left, i * step)
         parts.append(f'<path class="axis" d="M{LEFT},{y:.1f}H{WIDTH - RIGHT}"/>')
         parts.append(_text(LEFT - 6, y + 4, f"{i * step:.3g}", "end"))
-    x_step = nice_step(span / 4)
-    tick = math.ceil(left / x_step - 1e-9) * x_step
-    while tick <= right + 1e-9 * span:
+    for tick in _ticks(left, right):
         across, y = place(tick, 0)
         parts.append(_text(across, y + 14, f"{tick:.6g}", "middle"))
-        tick += x_step
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, x_label, "middle"))
     return parts, place
+
+
+def _ticks(left: float, right: float) -> list[float]:
+    """Round numbers from left to right; the one number where they are the same."""
+    if right <= left:
+        return [left]
+    step = nice_step((right - left) / 4)
+    return [i * step for i in range(math.ceil(left / step - 1e-9), math.floor(right / step + 1e-9) + 1)]
 
 
 def nice_step(least: float) -> float:

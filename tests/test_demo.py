@@ -1,12 +1,14 @@
 """The demo, in small: both arms, the table and the pictures; and a second call that finds all of it done."""
 
 import json
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from ohem.demo import run_demo
+from ohem.demo import _train, run_demo
 from ohem.errors import OhemError
 from ohem.training.run import Run
 from ohem.workflow import SILENT
@@ -46,3 +48,17 @@ def test_the_demo_trains_both_arms_and_draws_what_they_learned(
     assert (tmp_path / "demo/hard/weights.safetensors").stat().st_mtime_ns == weights.st_mtime_ns
     with pytest.raises(OhemError, match="found a run of 4 iterations, seed 0; allowed: the same"):
         run_demo(tmp_path / "demo", iterations=5, seed=0, reporter=SILENT, images=(6, 4))
+
+
+def test_ctrl_c_waits_for_the_training_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training, saved = tmp_path / "training", tmp_path / "saved"
+    training.write_text(f"#!/bin/sh\nsleep 1\nkill -INT $PPID\nsleep 1\ntouch '{saved}'\n")
+    training.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(training))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _train(tmp_path / "run", "hard", "data@train", tmp_path / "cache", 4, 0, SILENT, quiet=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert saved.exists()

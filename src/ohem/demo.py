@@ -111,9 +111,18 @@ def _train(
         command = ["train", "demo", *settings, "--data", data, "--proposals", str(cache), "--run", str(folder)]
     reporter.say(f"$ ohem {' '.join(command)}")
     told, manner = (subprocess.DEVNULL, ["--quiet"]) if quiet else (_STDERR, [])
-    status = subprocess.run([sys.executable, "-m", "ohem", *command, *manner], stdout=told, check=False).returncode
+    status = _finish(subprocess.Popen([sys.executable, "-m", "ohem", *command, *manner], stdout=told))
     if status:
         raise OhemError(f"{ARMS[kind]}: training stopped with exit code {status}; call ohem demo again to go on")
+
+
+def _finish(training: subprocess.Popen[bytes]) -> int:
+    """Its exit code. Ctrl-C reaches the training too: it is given the time to save, which subprocess.run would not."""
+    try:
+        return training.wait()
+    except KeyboardInterrupt:
+        training.wait()
+        raise
 
 
 def _measure(

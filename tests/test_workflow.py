@@ -171,6 +171,14 @@ def test_two_at_once_take_two_folders_and_an_empty_one_is_not_left() -> None:
         pass
 
 
+def test_a_link_that_leads_nowhere_is_something_that_is_there() -> None:
+    Path("found").symlink_to("gone")
+    with new_folder(None, Path("found")) as folder:
+        assert folder == Path("found-2")
+    with pytest.raises(OhemError, match="found: found something there already"), new_folder("found", Path("x")):
+        pass
+
+
 def test_trainings_that_begin_at_once_have_a_run_each(run: Path) -> None:
     images = AnnotatedImages(*open_shapes(run.parent / "data", "train"))
     recipe = small_recipe()

@@ -81,15 +81,15 @@ def _claim(default: Path) -> Path:
 
 
 def require_free(folder: Path) -> None:
-    """Raise OhemError where there is something in a folder, or a file of its name."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    """Raise OhemError where there is something in a folder, or a file of its name, or a link that leads nowhere."""
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise OhemError(f"{folder}: found something there already; allowed: a new or empty folder")
 
 
 def next_folder(folder: Path) -> Path:
     """The folder itself, or the first of ``folder-2``, ``folder-3``, ... that does not exist."""
     found, count = folder, 1
-    while found.exists():
+    while os.path.lexists(found):
         count += 1
         found = folder.with_name(f"{folder.name}-{count}")
     return found

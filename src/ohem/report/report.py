@@ -10,9 +10,10 @@ from ohem.report.accuracy import ap_rows, error_chart, error_rows, precision_rec
 from ohem.report.gallery import Sketch, make_gallery, spread
 from ohem.report.log_charts import PARTS, cost_chart, learning_charts, mined_charts, return_chart, seconds
 from ohem.report.mistakes import false_positive_sketches, missed_sketches
-from ohem.report.page import free_page, write_page
+from ohem.report.page import new_page, write_page
 from ohem.report.regions import hardest_regions, region_sketches
 from ohem.report.runs import ReportedRun, open_runs
+from ohem.training.run import Run
 from ohem.workflow import SILENT, Reporter
 
 HARD, FALSE_POSITIVES, MISSED = 150, 300, 150
@@ -49,27 +50,29 @@ def make_report(
     """
     places = [Path(folder) for folder in ([folders] if isinstance(folders, str | Path) else folders)]
     home = places[0] if len(places) == 1 else places[0].parent if places else Path()
-    path = free_page(out, home / "report.html")
-    runs = open_runs(places, data, reporter)
-    sketches, notes = _sketches(runs, most_images, device, workers, reporter)
-    gallery = make_gallery(sketches, progress=partial(reporter.progress, "cutting out pictures"))
-    values: dict[str, Any] = {
-        "title": " and ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs",
-        "runs": runs,
-        "facts": _facts(runs),
-        "learning": learning_charts(runs),
-        "mined": [(run, mined_charts(run)) for run in runs],
-        "returns": return_chart(runs),
-        "evaluated": [run for run in runs if run.measured is not None],
-        "ap": ap_rows(runs),
-        "curves": precision_recall_charts(runs),
-        "error_chart": error_chart(runs),
-        "errors": error_rows(runs),
-        "cost": cost_chart(runs),
-        "gallery": gallery,
-        "notes": notes,
-    }
-    write_page(path, "report.html.j2", values)
+    for place in places:
+        Run.open(place)  # before anything is made in it
+    with new_page(out, home / "report.html") as path:
+        runs = open_runs(places, data, reporter)
+        sketches, notes = _sketches(runs, most_images, device, workers, reporter)
+        gallery = make_gallery(sketches, progress=partial(reporter.progress, "cutting out pictures"))
+        values: dict[str, Any] = {
+            "title": " and ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs",
+            "runs": runs,
+            "facts": _facts(runs),
+            "learning": learning_charts(runs),
+            "mined": [(run, mined_charts(run)) for run in runs],
+            "returns": return_chart(runs),
+            "evaluated": [run for run in runs if run.measured is not None],
+            "ap": ap_rows(runs),
+            "curves": precision_recall_charts(runs),
+            "error_chart": error_chart(runs),
+            "errors": error_rows(runs),
+            "cost": cost_chart(runs),
+            "gallery": gallery,
+            "notes": notes,
+        }
+        write_page(path, "report.html.j2", values)
     return path
 
 

@@ -15,11 +15,15 @@ from PIL import Image
 import ohem
 from ohem.data.dataset import ImageRecord
 from ohem.errors import OhemError
+from ohem.evaluation.error_kinds import KINDS
+from ohem.report.accuracy import error_chart
 from ohem.report.gallery import Outline, Sketch, make_gallery, spread
 from ohem.report.log_charts import returned_shares
 from ohem.report.page import new_page
-from ohem.report.report import make_report
+from ohem.report.report import _facts, make_report
+from ohem.report.runs import open_runs
 from ohem.report.svg import Bar, Line, bar_chart, layer_chart, line_chart, nice_step
+from ohem.workflow import SILENT
 from shapes import CLASSES, make_shapes, small_recipe
 
 
@@ -60,6 +64,12 @@ def test_bars_are_as_long_as_their_parts_and_tell_the_sum() -> None:
     widths = [float(width) for width in re.findall(r'width="([\d.]+)"', svg)]
     assert widths == [46.5, 139.5, 93]
     assert re.findall(r"[\d.]+ s", svg) == ["4 s", "2 s"]
+
+
+def test_a_long_name_is_shortened_beside_its_bar_and_told_whole() -> None:
+    svg = str(bar_chart([Bar("trained-with-hard-1", ((1.0, 0),)), Bar("short", ((1.0, 0),))], " s"))
+    assert ">\u2026ned-with-hard-1<title>trained-with-hard-1</title></text>" in svg
+    assert ">short</text>" in svg
 
 
 def test_many_points_are_thinned_to_means() -> None:
@@ -188,6 +198,19 @@ def test_a_run_that_was_not_evaluated_or_is_not_finished_has_what_there_is(
         make_report([tmp_path / "run"], out=made)
     with pytest.raises(OhemError, match="allowed: runs, each once"):
         make_report([tmp_path / "run", tmp_path / "run"])
+
+
+def test_errors_are_named_and_iterations_told_once_where_the_first_run_is_another(
+    runs: list[Path], tmp_path: Path
+) -> None:
+    shutil.copytree(runs[0], tmp_path / "short", ignore=shutil.ignore_patterns("evaluation"))
+    recipe = tmp_path / "short/recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("iterations: 16", "iterations: 12"))
+    opened = open_runs([tmp_path / "short", runs[1]], (), SILENT)
+    assert opened[0].measured is None
+    drawing = error_chart(opened).drawing
+    assert [kind for kind in KINDS if f">{kind}</text>" not in drawing] == []
+    assert [name for name, _ in _facts(opened)].count("iterations") == 1
 
 
 def test_a_run_whose_data_are_gone_has_its_log_and_the_page_says_what_is_missing(

@@ -109,13 +109,12 @@ def precision_recall_charts(runs: Sequence[ReportedRun]) -> list[Chart]:
 
 
 def error_chart(runs: Sequence[ReportedRun]) -> Chart:
-    """What each kind of error costs in mean AP; a bar for each kind and run."""
-    bars = [
-        Bar(kind if run is runs[0] else "", ((100 * run.measured.gains[kind], run.colour),))
-        for kind in KINDS
-        for run in runs
-        if run.measured is not None and not np.isnan(run.measured.gains[kind])
-    ]
+    """What each kind of error costs in mean AP; a bar for each kind and run, the first of a kind with its name."""
+    bars = []
+    for kind in KINDS:
+        gains = [(run.measured.gains[kind], run.colour) for run in runs if run.measured is not None]
+        known = [(100 * gain, colour) for gain, colour in gains if not np.isnan(gain)]
+        bars += [Bar("" if i else kind, (part,)) for i, part in enumerate(known)]
     return Chart("gain in mean AP if it were mended, points", bar_chart(bars, ""))
 
 

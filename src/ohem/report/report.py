@@ -98,7 +98,7 @@ def _sketches(
 def _facts(runs: Sequence[ReportedRun]) -> list[tuple[str, list[str]]]:
     """Rows of the table at the top: a name, and a cell for each run."""
     recipes = [flat_fields(run.recipe.model_dump(mode="json")) for run in runs]
-    shared = set(recipes[0]).intersection(*recipes) - {"seed", "sampler.kind"}
+    shared = set(recipes[0]).intersection(*recipes) - {"seed", "sampler.kind", "iterations"}
     changing = [field for field in differing_fields(recipes) if field in shared]
     rows = [
         ("sampler", [str(recipe.get("sampler.kind", "")) for recipe in recipes]),

@@ -14,6 +14,8 @@ WIDTH, HEIGHT = 360, 210
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 10, 34
 DISTINCT = 10
 MOST_POINTS = 200
+MOST_LETTERS = 16
+"""Of a bar's name: more would not stand beside it."""
 
 Place = Callable[[float, float], tuple[float, float]]
 """x and y of the data to those of the drawing."""
@@ -97,7 +99,7 @@ def bar_chart(bars: Sequence[Bar], unit: str) -> Markup:
             x = plus if value >= 0 else minus
             plus += length if value >= 0 else 0
             parts.append(f'<rect x="{x:.1f}" y="{y}" width="{length:.1f}" height="15" style="fill:{_colour(colour)}"/>')
-        parts.append(_text(left - 8 if lowest == 0 else minus - 6, y + 12, bar.name, "end"))
+        parts.append(_text(left - 8 if lowest == 0 else minus - 6, y + 12, bar.name, "end", MOST_LETTERS))
         total = sum(value for value, _ in bar.parts)
         parts.append(_text(plus + 5, y + 12, f"{total:.2g}{unit}", "start"))
     return _drawing(parts, height)
@@ -171,5 +173,8 @@ def _at(x: float, y: float) -> str:
     return f"{x:.1f},{y:.1f}"
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def _text(x: float, y: float, text: str, anchor: str, most: int | None = None) -> str:
+    """A text; of one with more letters the end, where names differ, and the whole when it is pointed at."""
+    shown = text if most is None or len(text) <= most else f"\u2026{text[1 - most :]}"
+    title = "" if shown == text else f"<title>{escape(text)}</title>"
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(shown)}{title}</text>'

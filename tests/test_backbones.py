@@ -311,6 +311,15 @@ def test_without_scales_maps_are_as_they_are():
     assert torch.equal(backbone(image), backbone.body(backbone.preprocessing(image))[0])
 
 
+def test_a_new_network_has_learned_nothing_from_the_question_whether_it_takes_any_size():
+    backbone = TimmBackbone("resnet18")
+    fresh = timm.create_model("resnet18", features_only=True, out_indices=(3,)).state_dict()
+    statistics = [key for key in fresh if "running" in key or "tracked" in key]
+    assert len(statistics) == 15 * 3
+    assert all(torch.equal(backbone.body.state_dict()[key], fresh[key]) for key in statistics)
+    assert backbone.body.training
+
+
 def test_preprocessing_is_that_of_its_weights():
     assert TimmBackbone("resnet18").preprocessing == TORCHVISION
     assert TimmBackbone("tf_efficientnet_lite0").preprocessing == Preprocessing((0.5,) * 3, (0.5,) * 3)

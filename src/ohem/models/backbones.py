@@ -226,13 +226,14 @@ class TimmBackbone(OneMapBackbone):
         )
         try:
             if torch.get_default_device().type != "meta":  # there, where only shapes are asked for, it takes a second
-                body(torch.zeros(1, 3, 64, 96))
+                with torch.no_grad():
+                    body.eval()(torch.zeros(1, 3, 64, 96))  # in training mode, BatchNorm would learn from it
         except Exception as error:
             raise OhemError(
                 f"detector.backbone.name: found {name!r}, which does not take images of any size; allowed: a"
                 " convolutional network"
             ) from error
-        self.body = body
+        self.body = body.train()
         self.scales = tuple(scales or [1.0] * len(strides))
 
     def maps(self, images: Tensor) -> Tensor:

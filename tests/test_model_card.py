@@ -1,5 +1,6 @@
 """Weights given away say what they are."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -77,3 +78,13 @@ def test_the_command_wants_a_form(
         assert (ended.value.code or 0) == code
     assert (tmp_path / "given" / "README.md").is_file()
     assert "--onnx FILE" in capsys.readouterr().err
+
+
+def test_what_run_json_does_not_tell_is_not_known_or_refused(tmp_path: Path) -> None:
+    run = a_run(tmp_path, small_recipe())
+    info = run.info()
+    run.info_file.write_text(json.dumps({name: value for name, value in info.items() if name != "machine"}))
+    assert "| Machine | not known, torch not known |" in ohem.export_weights(run.folder, tmp_path / "given").read_text()
+    run.info_file.write_text(json.dumps({name: value for name, value in info.items() if name != "data"}))
+    with pytest.raises(OhemError, match=r"run\.json: data\.fingerprint: found None; allowed: a text"):
+        ohem.export_weights(run.folder, tmp_path / "other")

@@ -247,6 +247,60 @@ def test_a_page_has_its_place_from_the_beginning_and_leaves_it_when_it_fails(tmp
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "refused"),
+    [
+        (
+            "evaluation/metrics.json",
+            '{"sources": [',
+            r"metrics\.json: found no readable JSON .*; allowed: an evaluation",
+        ),
+        ("evaluation/metrics.json", "[]", r"metrics\.json: found list; allowed: an evaluation"),
+        ("evaluation/metrics.json", '{"sources": 3}', r"metrics\.json: sources: found 3; allowed: a list of texts"),
+        ("log.jsonl", '{"iteration": 1}\n', r"log\.jsonl: line 1: found .*; allowed: a JSON record with its kind"),
+        ("log.jsonl", '{"kind": "train", "iteration": 1, "seconds": 3}\n', r"log\.jsonl: line 1: found"),
+        ("run.json", '{"format": 1}', r"run\.json: classes: found None; allowed: a list of texts"),
+    ],
+)
+def test_damaged_files_of_a_run_are_refused_in_one_line(
+    file: str, content: str, refused: str, runs: list[Path], tmp_path: Path
+) -> None:
+    shutil.copytree(runs[0], tmp_path / "run")
+    (tmp_path / "run" / file).write_text(content)
+    with pytest.raises(OhemError, match=refused):
+        make_report(tmp_path / "run", workers=0)
+    assert not (tmp_path / "run/report.html").exists()
+
+
+def test_what_a_log_or_run_json_lacks_is_left_out(runs: list[Path], tmp_path: Path) -> None:
+    shutil.copytree(runs[0], tmp_path / "run", ignore=shutil.ignore_patterns("evaluation", "*.safetensors"))
+    (tmp_path / "run/log.jsonl").write_text('{"kind": "train", "iteration": 1}\n')
+    info = json.loads((tmp_path / "run/run.json").read_text())
+    (tmp_path / "run/run.json").write_text(json.dumps({name: info[name] for name in ("format", "classes")}))
+    html = make_report(tmp_path / "run", workers=0).read_text()
+    for name in ("trained on", "peak memory, MB", "machine"):
+        assert f"<tr><th>{name}</th><td>-</td></tr>" in html
+
+
+def test_a_picture_that_breaks_off_is_left_out_and_the_page_says_so(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OHEM_CACHE", str(runs[0].parent / "cache"))
+    shutil.copytree(runs[0], tmp_path / "run")
+    shutil.copytree(runs[0].parent / "data", tmp_path / "data")
+    for file in ("run/run.json", "run/evaluation/metrics.json"):
+        path = tmp_path / file
+        path.write_text(path.read_text().replace(str(runs[0].parent), str(tmp_path)))
+    for split in ("train", "test"):
+        picture = min((tmp_path / "data/JPEGImages").glob(f"{split}*"))
+        picture.write_bytes(picture.read_bytes()[: picture.stat().st_size // 2])
+    html = make_report(tmp_path / "run", workers=0).read_text()
+    assert "The hardest regions of 7 of the 8 training images" in html
+    assert "Left out: 1 that cannot be read, the first" in html
+    assert re.search(r"Left out: \S*test_\S*: found", html)
+    assert 'data-kind="hard: object"' in html
+
+
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 

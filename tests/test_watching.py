@@ -117,6 +117,12 @@ def test_what_is_no_run_or_no_log_is_refused_in_one_line(
     (training / "log.jsonl").write_text("no record\n")
     with pytest.raises(OhemError, match=r"log\.jsonl: found 'no record'"):
         Watcher(training).look()
+    (training / "log.jsonl").write_text('{"kind": "train", "iteration": 2, "seconds": 3}\n')
+    with pytest.raises(OhemError, match=r"log\.jsonl: found '.*; allowed: a JSON record with"):
+        Watcher(training).look()
+    (training / "log.jsonl").write_text('{"kind": "train", "iteration": 2}\n')
+    found = Watcher(training).look()
+    assert (found.iteration, found.seconds_per_step, found.lr) == (2, None, None)
 
 
 def test_a_sparkline_goes_from_lowest_to_highest() -> None:

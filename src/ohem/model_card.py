@@ -93,7 +93,7 @@ def export_weights(source: Path, folder: Path, *, weights: Weights = "best") -> 
 
 def _card(run: Run, file: Path, title: str) -> str:
     detector, spec, classes = load_detector(file)
-    recipe, info = run.recipe(), run.info()
+    recipe = run.recipe()
     log = run.log()
     first = (
         recipe.detector.weights if isinstance(recipe.detector, TorchvisionSpec) else recipe.detector.backbone.weights
@@ -110,23 +110,28 @@ def _card(run: Run, file: Path, title: str) -> str:
         file=file.name,
         chosen="the best on its validation split" if file == run.best_file else "after the last step",
         classes=", ".join(classes),
-        data=info["data"]["name"],
-        images=info["data"]["images"],
+        data=run.told("data", "name"),
+        images=run.told("data", "images"),
         fingerprint=run.data_fingerprint()[:16],
         iterations=max((record["iteration"] for record in log), default=0),
         planned=recipe.iterations,
         seed=recipe.seed,
         sampler=str(recipe.sampler),
         pretrained=Path(first).name,
-        machine=f"{info['machine']['cuda'] or info['machine']['processor']}, torch {info['machine']['packages']['torch']}",
+        machine=_machine(run),
         accuracy=_accuracy(validations, recipe.evaluation.metric, best=file == run.best_file),
         recipe=dump_recipe(recipe.model_copy(update=without_paths)).strip(),
     )
 
 
+def _machine(run: Run) -> str:
+    cuda, processor = run.told("machine", "cuda"), run.told("machine", "processor")
+    return f"{cuda or processor or 'not known'}, torch {run.told('machine', 'packages', 'torch') or 'not known'}"
+
+
 def _accuracy(validations: Sequence[dict[str, Any]], metric: str, *, best: bool) -> str:
     """What the validation split said of the weights that are given: its best, or those after the last step."""
-    validations = [record for record in validations if record[metric] is not None]
+    validations = [record for record in validations if record.get(metric) is not None]
     if not validations:
         return "It was trained without a validation split with objects, so that nothing is known here of its accuracy."
     looked = max(validations, key=lambda record: record[metric]) if best else validations[-1]

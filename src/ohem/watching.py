@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ohem.errors import OhemError
-from ohem.training.run import Run
+from ohem.training.run import RECORD, Run, is_record
 
 QUIET_SECONDS = 60.0
 """Shorter silences are never told of."""
@@ -83,7 +83,7 @@ class Watcher:
         self._read_on()
         windows = self._windows
         iteration = windows[-1]["iteration"] if windows else 0
-        recent = [sum(window["seconds"].values()) for window in windows[-10:]]
+        recent = [sum(window["seconds"].values()) for window in windows[-10:] if window.get("seconds")]
         speed = sum(recent) / len(recent) if recent else None
         silent = self._silent()
         state = self._state(silent, speed)
@@ -99,7 +99,7 @@ class Watcher:
             _column(windows, "loss_selected_rois"),
             _column(windows, "loss_all_rois"),
             _column(windows, "foreground_share"),
-            windows[-1]["lr"] if windows else None,
+            windows[-1].get("lr") if windows else None,
             self._validation,
         )
 
@@ -128,6 +128,8 @@ class Watcher:
     def _take(self, line: bytes) -> None:
         try:
             record = json.loads(line)
+            if not is_record(record):
+                raise TypeError
             if record["kind"] == "train":
                 # "mined" is most of a record, and nothing here shows it.
                 self._windows.append({name: value for name, value in record.items() if name != "mined"})
@@ -135,7 +137,7 @@ class Watcher:
                 self._validation = (record["iteration"], self._metric, record[self._metric])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise OhemError(
-                f"{self._run.log_file}: found {line[:80].decode(errors='replace')!r}; allowed: a record"
+                f"{self._run.log_file}: found {line[:80].decode(errors='replace')!r}; allowed: {RECORD}"
             ) from error
 
     def _silent(self) -> float:

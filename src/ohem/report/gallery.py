@@ -13,6 +13,7 @@ from PIL import Image
 
 from ohem.data.dataset import ImageRecord
 from ohem.data.images import read_image
+from ohem.errors import DataError, Fault
 
 SIDE = 224
 """Pixels of the longest side of a cut-out."""
@@ -76,10 +77,11 @@ class Card:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Cards, and how many more there would have been had the page no bound."""
+    """Cards, how many more there would have been had the page no bound, and what is wrong with pictures that have none."""
 
     cards: tuple[Card, ...]
     left_out: int = 0
+    faults: tuple[Fault, ...] = ()
 
     def kinds(self) -> list[str]:
         """In the order of the cards."""
@@ -106,20 +108,24 @@ def make_gallery(
         most_bytes: of the pictures, in the page.
         progress: called after each sketch with the number done and the number there are.
 
-    Raises:
-        DataError: an image cannot be read.
+    Pictures that cannot be read have no cards, and are told in ``faults``.
     """
+    faults: dict[Fault, None] = {}
     cards: list[Card] = []
     used = left_out = 0
     for done, sketch in enumerate(sketches, start=1):
-        card = _card(sketch) if used < most_bytes else None
-        if card is None or used + len(card.uri) > most_bytes:
-            left_out, used = left_out + 1, most_bytes
+        try:
+            card = _card(sketch) if used < most_bytes else None
+        except DataError as error:
+            faults.update(dict.fromkeys(error.faults))
         else:
-            used += len(card.uri)
-            cards.append(card)
+            if card is None or used + len(card.uri) > most_bytes:
+                left_out, used = left_out + 1, most_bytes
+            else:
+                used += len(card.uri)
+                cards.append(card)
         progress(done, len(sketches))
-    return Gallery(tuple(cards), left_out)
+    return Gallery(tuple(cards), left_out, tuple(faults))
 
 
 def _card(sketch: Sketch) -> Card:

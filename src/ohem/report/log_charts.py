@@ -69,7 +69,7 @@ def mined_charts(run: ReportedRun) -> list[Chart]:
         return []
     xs = [last["iteration"] for last in (group[-1] for group in bins)]
     labels, iou, sizes = ([_summed(group, name) for group in bins] for name in ("labels", "iou", "sizes"))
-    classes = _frequent(labels, run.info["classes"])
+    classes = _frequent(labels, run.classes)
     bands = [(name, [sum(column[low:high]) for column in iou]) for name, low, high in IOU_BANDS]
     by_size = [(name, [column[i] for column in sizes]) for i, name in enumerate(SIZES)]
     return [
@@ -109,7 +109,7 @@ def cost_chart(runs: Sequence[ReportedRun]) -> Chart:
 
 def seconds(run: ReportedRun, part: str) -> float:
     """The median over the log of a part of a step; 0 without a log."""
-    values = sorted(record["seconds"].get(part, 0.0) for record in run.windows())
+    values = sorted(record.get("seconds", {}).get(part, 0.0) for record in run.windows())
     return float(values[len(values) // 2]) if values else 0.0
 
 

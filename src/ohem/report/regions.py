@@ -1,15 +1,16 @@
 """The hardest regions of a run's training images under its final weights."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ohem.data.dataset import ImageRecord
+from ohem.data.dataset import DetectionDataset, ImageRecord
+from ohem.data.images import read_image
 from ohem.data.split import draw_count
-from ohem.errors import OhemError
+from ohem.errors import DataError, Fault, OhemError
 from ohem.mining import ScoredImage, score_images
 from ohem.models.weights import load_detector
 from ohem.report.gallery import Outline, Sketch
@@ -73,22 +74,50 @@ def hardest_regions(
         sources = run.run.sources()
         dataset = open_dataset(sources.train, wanted, reporter)
         drawn = draw_count(dataset, most_images)
-        proposals = open_proposals(drawn, sources.proposals, spec.given_proposals, workers, reporter)
+        detector.to(pick_device(device))
+
+        def search(images: DetectionDataset) -> list[HardRegion]:
+            proposals = open_proposals(images, sources.proposals, spec.given_proposals, workers, reporter)
+            scored = score_images(
+                detector,
+                spec,
+                images.records,
+                proposals,
+                workers=workers,
+                progress=lambda done, total: reporter.progress(f"losses of {run.name}", done, total),
+            )
+            return [region for image in scored for region in hard_regions(image, PER_IMAGE)]
+
+        faults: list[Fault] = []
+        try:
+            found = search(drawn)
+        except DataError:
+            drawn, faults = _readable(drawn)
+            if not faults:
+                raise
+            found = search(drawn)
     except OhemError as error:
         return [], str(error).splitlines()[0]
-    images = score_images(
-        detector.to(pick_device(device)),
-        spec,
-        drawn.records,
-        proposals,
-        workers=workers,
-        progress=lambda done, total: reporter.progress(f"losses of {run.name}", done, total),
-    )
-    found = [region for image in images for region in hard_regions(image, PER_IMAGE)]
     told = (
         "all training images" if len(drawn) == len(dataset) else f"{len(drawn)} of the {len(dataset)} training images"
     )
-    return sorted(found, key=lambda region: -region.loss), f"The hardest regions of {told}, under {file.name}."
+    note = f"The hardest regions of {told}, under {file.name}."
+    if faults:
+        note += f" Left out: {len(faults)} that cannot be read, the first {faults[0]}."
+    return sorted(found, key=lambda region: -region.loss), note
+
+
+def _readable(images: DetectionDataset) -> tuple[DetectionDataset, list[Fault]]:
+    """The images whose files can be read to their end, and what is wrong with the others."""
+    kept: list[ImageRecord] = []
+    faults: list[Fault] = []
+    for record in images.records:
+        try:
+            read_image(record.path)
+            kept.append(record)
+        except DataError as error:
+            faults += error.faults
+    return replace(images, records=tuple(kept)), faults
 
 
 def hard_regions(image: ScoredImage, most: int) -> list[HardRegion]:

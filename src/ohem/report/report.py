@@ -56,6 +56,7 @@ def make_report(
         runs = open_runs(places, data, reporter)
         sketches, notes = _sketches(runs, most_images, device, workers, reporter)
         gallery = make_gallery(sketches, progress=partial(reporter.progress, "cutting out pictures"))
+        notes += [f"Left out: {fault}" for fault in gallery.faults]
         values: dict[str, Any] = {
             "title": " and ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs",
             "runs": runs,
@@ -87,7 +88,7 @@ def _sketches(
         name = run.name if len(runs) > 1 else ""
         regions, note = hardest_regions(run, most_images, device=device, workers=workers, reporter=reporter)
         chosen = spread([(r.label > 0, r.label or r.taken_for) for r in regions], HARD // len(runs))
-        hard += region_sketches([regions[i] for i in chosen], run.info["classes"], name)
+        hard += region_sketches([regions[i] for i in chosen], run.classes, name)
         notes.append(f"{run.name}: {note}" if len(runs) > 1 else note)
         if run.measured is not None:
             false_positives += false_positive_sketches(run.measured, name, FALSE_POSITIVES // len(runs))
@@ -104,7 +105,7 @@ def _facts(runs: Sequence[ReportedRun]) -> list[tuple[str, list[str]]]:
         ("sampler", [str(recipe.get("sampler.kind", "")) for recipe in recipes]),
         *((field, [str(recipe[field]) for recipe in recipes]) for field in changing),
         ("seed", [str(run.recipe.seed) for run in runs]),
-        ("trained on", [f"{run.info['data']['name']}, {run.info['data']['images']} images" for run in runs]),
+        ("trained on", [_trained_on(run.run) for run in runs]),
         ("iterations", [_iterations(run) for run in runs]),
         ("mean AP, VOC07", [_mean_ap(run) for run in runs]),
         ("loss over all RoIs, at the end", [_last(run, "loss_all_rois") for run in runs]),
@@ -113,6 +114,11 @@ def _facts(runs: Sequence[ReportedRun]) -> list[tuple[str, list[str]]]:
         ("machine", [_machine(run) for run in runs]),
     ]
     return rows
+
+
+def _trained_on(run: Run) -> str:
+    name, images = run.told("data", "name"), run.told("data", "images")
+    return f"{name}, {images} images" if name else "-"
 
 
 def _iterations(run: ReportedRun) -> str:
@@ -132,10 +138,10 @@ def _last(run: ReportedRun, field: str) -> str:
 
 
 def _peak(run: ReportedRun) -> str:
-    values = [record["peak_memory_mb"] for record in run.windows()]
+    values = [record["peak_memory_mb"] for record in run.windows() if record.get("peak_memory_mb") is not None]
     return f"{max(values):.0f}" if values else "-"
 
 
 def _machine(run: ReportedRun) -> str:
-    machine = run.info["machine"]
-    return str(machine["cuda"] or f"{machine['threads']} threads, {machine['processor']}")
+    cuda, threads, processor = (run.run.told("machine", name) for name in ("cuda", "threads", "processor"))
+    return str(cuda or (f"{threads} threads, {processor}" if processor else "-"))

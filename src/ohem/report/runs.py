@@ -1,12 +1,12 @@
 """What a report knows of a run: its folder, its log, and its newest evaluation with the annotations it was measured on."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ohem.data.dataset import DetectionDataset
+from ohem.data.rules import quoted
 from ohem.errors import OhemError
 from ohem.evaluation.columns import DetectionColumns, ObjectColumns, detection_columns, object_columns
 from ohem.evaluation.error_kinds import Errors, ap_without, find_errors
@@ -14,7 +14,7 @@ from ohem.evaluation.results import load_coco_results
 from ohem.evaluation.voc import VocResult, evaluate_voc
 from ohem.recipes.recipe import DataSpec, Recipe
 from ohem.report.svg import DISTINCT
-from ohem.training.run import Run
+from ohem.training.run import Run, read_metrics
 from ohem.workflow import Reporter, open_dataset
 
 
@@ -53,7 +53,7 @@ class ReportedRun:
     name: str
     run: Run
     recipe: Recipe
-    info: dict[str, Any]
+    classes: tuple[str, ...]
     log: list[dict[str, Any]]
     measured: Measured | None
     why: str
@@ -81,9 +81,8 @@ def open_runs(folders: Sequence[Path], data: Sequence[str], reporter: Reporter) 
     found = []
     for number, (folder, name) in enumerate(zip(folders, names, strict=True)):
         run = Run.open(folder)
-        info = run.info()
-        measured, why = _measured(run, info["classes"], tuple(data), opened, reporter)
-        found.append(ReportedRun(number % DISTINCT, name, run, run.recipe(), info, run.log(), measured, why))
+        measured, why = _measured(run, run.classes(), tuple(data), opened, reporter)
+        found.append(ReportedRun(number % DISTINCT, name, run, run.recipe(), run.classes(), run.log(), measured, why))
     return found
 
 
@@ -104,10 +103,10 @@ def _measured(
     opened: dict[tuple[str, ...], DetectionDataset],
     reporter: Reporter,
 ) -> tuple[Measured | None, str]:
-    file = newest_evaluation(run)
+    file = run.newest_evaluation()
     if file is None:
         return None, f"not evaluated: ohem evaluate {run.folder} --data DATA"
-    sources = data or tuple(json.loads(file.read_text()).get("sources", ()))
+    sources = data or _sources(file)
     if not sources:
         return None, f"{file.parent.name} does not say on which data: add --data DATA"
     if sources not in opened:
@@ -131,6 +130,9 @@ def _measured(
     return Measured(dataset, objects, found, evaluate_voc(dataset, detections), errors, gains), ""
 
 
-def newest_evaluation(run: Run) -> Path | None:
-    """The newest ``metrics.json`` in the run's folder."""
-    return max(run.folder.glob("*/metrics.json"), key=lambda path: path.stat().st_mtime, default=None)
+def _sources(file: Path) -> tuple[str, ...]:
+    """What an evaluation says that it was made on; empty where it does not."""
+    found = read_metrics(file).get("sources", [])
+    if not isinstance(found, list) or not all(isinstance(source, str) for source in found):
+        raise OhemError(f"{file}: sources: found {quoted(found)}; allowed: a list of texts")
+    return tuple(found)

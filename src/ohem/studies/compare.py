@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ohem.data.rules import one_line
 from ohem.errors import OhemError
 from ohem.recipes.differences import differing_fields, flat_fields
 from ohem.studies.statistics import Interval, interval
-from ohem.training.run import Run
+from ohem.training.run import Run, read_metrics
 
 METRICS = ("mAP, VOC07", "mAP, VOC12", "COCO AP", "COCO AP50")
 
@@ -90,16 +89,13 @@ def _evaluation(run: Run) -> dict[str, Any]:
         raise OhemError(
             f"{run.folder}: found a training that is not finished; allowed: ohem train --resume {run.folder}"
         )
-    files = sorted(run.folder.glob("*/metrics.json"), key=lambda path: path.stat().st_mtime)
-    if not files:
+    file = run.newest_evaluation()
+    if file is None:
         raise OhemError(f"{run.folder}: found no evaluation; allowed after: ohem evaluate {run.folder} --data DATA")
-    try:
-        metrics: dict[str, Any] = json.loads(files[-1].read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise OhemError(f"{files[-1]}: found no readable JSON ({one_line(str(error))}); evaluate again") from error
-    if not isinstance(metrics, dict) or not {"fingerprint", "settings", "voc07", "voc12", "coco"} <= metrics.keys():
+    metrics = read_metrics(file)
+    if not {"fingerprint", "settings", "voc07", "voc12", "coco"} <= metrics.keys():
         raise OhemError(
-            f"{files[-1]}: found no fingerprint or numbers; allowed: an evaluation of this version (evaluate again)"
+            f"{file}: found no fingerprint or numbers; allowed: an evaluation of this version (evaluate again)"
         )
     return metrics
 

@@ -195,14 +195,31 @@ class Run:
             allowed = f"lists of texts: {', '.join(vars(Sources(())))}"
             raise OhemError(f"{self.info_file}: sources: found no such thing; allowed: {allowed}") from error
 
+    def told(self, *names: str) -> Any:
+        """What run.json holds below these names, one in the other; None where it holds nothing there."""
+        found: Any = self.info()
+        for name in names:
+            found = found.get(name) if isinstance(found, dict) else None
+        return found
+
+    def classes(self) -> tuple[str, ...]:
+        """Names of the labels 1..C.
+
+        Raises:
+            OhemError: run.json does not tell.
+        """
+        found = self.told("classes")
+        if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
+            raise OhemError(f"{self.info_file}: classes: found {quoted(found)}; allowed: a list of texts")
+        return tuple(found)
+
     def data_fingerprint(self) -> str:
         """Of what it was trained on; see :func:`fingerprint`.
 
         Raises:
             OhemError: run.json does not tell.
         """
-        data = self.info().get("data")
-        found = data.get("fingerprint") if isinstance(data, dict) else None
+        found = self.told("data", "fingerprint")
         if not isinstance(found, str):
             raise OhemError(f"{self.info_file}: data.fingerprint: found {quoted(found)}; allowed: a text")
         return found
@@ -228,15 +245,51 @@ class Run:
             record = json.loads(line)
         except (ValueError, RecursionError):
             record = None
-        if not isinstance(record, dict) or type(record.get("iteration")) is not int:
+        if not is_record(record):
             found = quoted(line[:80].decode(errors="replace"))
-            raise OhemError(f"{self.log_file}: line {number}: found {found}; allowed: a JSON record with its iteration")
-        return record
+            raise OhemError(f"{self.log_file}: line {number}: found {found}; allowed: {RECORD}")
+        return record  # type: ignore[no-any-return]
+
+    def newest_evaluation(self) -> Path | None:
+        """The newest ``metrics.json`` in the folder."""
+        return max(self.folder.glob("*/metrics.json"), key=lambda path: path.stat().st_mtime, default=None)
 
     def forget_after(self, iteration: int) -> None:
         """Drop log records later than ``iteration``; the resumed run writes them again."""
         kept = [json.dumps(record) + "\n" for record in self.log() if record["iteration"] <= iteration]
         write_atomically(self.log_file, "".join(kept))
+
+
+RECORD = "a JSON record with its kind and iteration, and numbers for losses, lr, seconds and memory"
+_NUMBERS = ("lr", "loss_selected_rois", "loss_all_rois", "foreground_share", "peak_memory_mb")
+
+
+def is_record(found: Any) -> bool:
+    """Whether a line of a log says which kind of record it is and of which iteration, and holds no other than numbers
+    where its readers calculate. Numbers may be missing, as from the logs of older versions."""
+    if not isinstance(found, dict) or type(found.get("iteration")) is not int or not isinstance(found.get("kind"), str):
+        return False
+    seconds = found.get("seconds", {})
+    if not isinstance(seconds, dict):
+        return False
+    known = (found[name] for name in _NUMBERS if found.get(name) is not None)
+    return all(type(value) in (int, float) for value in (*seconds.values(), *known))
+
+
+def read_metrics(file: Path) -> dict[str, Any]:
+    """What an evaluation's ``metrics.json`` holds.
+
+    Raises:
+        OhemError: it is damaged.
+    """
+    allowed = "an evaluation (evaluate again)"
+    try:
+        metrics = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise OhemError(f"{file}: found no readable JSON ({one_line(str(error))}); allowed: {allowed}") from error
+    if not isinstance(metrics, dict):
+        raise OhemError(f"{file}: found {type(metrics).__name__}; allowed: {allowed}")
+    return metrics
 
 
 def find_weights(source: Path | str, which: Weights) -> Path:

@@ -21,7 +21,7 @@ from ohem.bootstrapping import harvest
 from ohem.errors import OhemError
 from ohem.files import new_folder
 from ohem.models.weights import load_detector, save_detector
-from ohem.pictures import JPEG_MAX_SIDE
+from ohem.pictures import JPEG_MAX_SIDE, draw_boxes, drawn_names
 from ohem.recipes.recipe import DataSpec
 from ohem.training.loop import AnnotatedImages
 from ohem.training.run import Run, Sources
@@ -234,6 +234,27 @@ def test_pictures_of_one_stem_have_a_drawing_each_and_the_longest_is_a_png(run: 
     assert len(set(map(str.lower, drawn))) == 5
     assert [name for name in drawn if "-" not in name] == ["b.jpg", "wide.png"]
     assert {path.name for path in found.folder.iterdir()} == {*drawn, "detections.json"}
+
+
+def test_a_caption_is_whole_at_the_right_edge() -> None:
+    def coloured(x: float) -> int:
+        boxes = np.array([[x, 40, x + 10, 60]], dtype=np.float64)
+        drawn = draw_boxes(np.zeros((100, 200, 3), dtype=np.uint8), boxes, ["square 0.87"], [(255, 0, 0)])
+        return int((np.asarray(drawn)[:40, :, 0] > 0).sum())
+
+    assert coloured(190) == coloured(20) > 0
+
+
+def test_a_class_whose_letters_the_font_lacks_is_drawn_by_its_number_and_told(run: Path) -> None:
+    assert drawn_names(("cat", "\u732b", "a b")) == ["cat", "class 2", "a b"]
+    detector, spec, classes = load_detector(Run(run).weights_file)
+    save_detector(Path("named.safetensors"), detector, spec, ("\u732b", *classes[1:]))
+    listener = Listener()
+    pictures = str(run.parent / "data/JPEGImages")
+    found = ohem.detect_pictures("named.safetensors", pictures, threshold=0.0, workers=0, reporter=listener)
+    assert any(1 in one.labels for one in found.detections.values())
+    assert listener.warned == ["the font of drawn pictures lacks letters of some classes: in them, \u732b is class 1"]
+    assert "\u732b" in {one["class"] for picture in found.listing["images"] for one in picture["objects"]}
 
 
 def test_suspects_of_data_by_relative_and_absolute_names(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,11 +59,26 @@ def draw_boxes(
         pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=line)
         if caption:
             left, top, right, bottom = pen.textbbox((0, 0), caption, font=font)
-            height = bottom - top + 4
-            above = max(0.0, y1 - height)
-            pen.rectangle((x1, above, x1 + right - left + 4, above + height), fill=colour)
-            pen.text((x1 + 2 - left, above + 2 - top), caption, fill=_readable_on(colour), font=font)
+            width, height = right - left + 4, bottom - top + 4
+            start, above = max(0.0, min(x1, picture.width - 1 - width)), max(0.0, y1 - height)
+            pen.rectangle((start, above, start + width, above + height), fill=colour)
+            pen.text((start + 2 - left, above + 2 - top), caption, fill=_readable_on(colour), font=font)
     return picture
+
+
+def drawn_names(classes: Sequence[str]) -> list[str]:
+    """Names of the labels 1..C for captions: ``class N`` in place of one with letters that the font does not have."""
+    font = ImageFont.load_default(size=20)
+
+    def drawn(letter: str) -> bytes:
+        mask: Any = font.getmask(letter)
+        return bytes(mask)
+
+    none = drawn("\uffff")  # no character: what a font shows for all that it does not have
+    return [
+        f"class {label}" if any(drawn(letter) == none for letter in set(name)) else name
+        for label, name in enumerate(classes, start=1)
+    ]
 
 
 def _readable_on(colour: Colour) -> Colour:
@@ -126,7 +141,7 @@ def detect_pictures(
         found = run_detector(detector, spec, records, proposals, device=device, workers=workers, reporter=reporter)
         done = time.perf_counter()
         reporter.say(f"{done - start:.1f} s, {100 * (made - start) / (done - start):.0f} % of it making proposals")
-        listing = _write(folder, records, found, classes)
+        listing = _write(folder, records, found, classes, reporter)
     of_picture = {record.path: found[record.id] for record in pictures.records}
     return DetectedPictures(folder, classes, of_picture, listing)
 
@@ -176,9 +191,17 @@ def _as_dataset(paths: Sequence[Path], classes: tuple[str, ...]) -> DetectionDat
 
 
 def _write(
-    folder: Path, records: Sequence[ImageRecord], found: Mapping[ImageId, Detections], classes: Sequence[str]
+    folder: Path,
+    records: Sequence[ImageRecord],
+    found: Mapping[ImageId, Detections],
+    classes: Sequence[str],
+    reporter: Reporter,
 ) -> dict[str, Any]:
-    names = _names_of_drawings(records)
+    names, captions = _names_of_drawings(records), drawn_names(classes)
+    shown = sorted({int(label) - 1 for record in records for label in found[record.id].labels})
+    replaced = [f"{classes[i]} is {captions[i]}" for i in shown if captions[i] != classes[i]]
+    if replaced:
+        reporter.warn(f"the font of drawn pictures lacks letters of some classes: in them, {', '.join(replaced)}")
     listing = []
     for record, name in zip(records, names, strict=True):
         one = found[record.id]
@@ -196,7 +219,7 @@ def _write(
             read_image(record.path),
             one.boxes[order],
             [
-                f"{classes[label - 1]} {score:.2f}"
+                f"{captions[label - 1]} {score:.2f}"
                 for label, score in zip(one.labels[order], one.scores[order], strict=True)
             ],
             [class_colour(int(label)) for label in one.labels[order]],

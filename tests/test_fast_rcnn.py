@@ -291,6 +291,14 @@ def test_the_sampler_is_the_one_seam():
         assert step.losses["loss_box"].item() == pytest.approx(mean.box.item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("mining", ["read_only", "loss_layer"])
+def test_a_mask_is_no_choice(mining):
+    detector = new_detector()
+    detector.mining, detector.sampler = mining, lambda rois, score, rng: [image.labels > 0 for image in rois]
+    with pytest.raises(ValueError, match=r"sampler, image 0 of the batch: found \(62,\) bool"):
+        detector([image_of()], [proposals_of(60)], [target()])
+
+
 def test_the_samplers_stream_is_the_one_given_or_torchs():
     detector = new_detector()
     detector.sampler = RandomSampler(10)

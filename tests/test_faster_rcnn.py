@@ -83,6 +83,13 @@ class Watched:
         return self.chosen
 
 
+def test_a_mask_is_no_choice_of_anchors() -> None:
+    detector = own()
+    detector.rpn_sampler = lambda rois, score, rng: [image.labels > 0 for image in rois]
+    with pytest.raises(ValueError, match=r"image 0 of the batch: found \(\d+,\) bool; allowed: .* of anchors"):
+        detector.training_step([IMAGE], [NONE], [target()])
+
+
 # ------------------------------------------------------------------------------------------- against torchvision's own
 
 

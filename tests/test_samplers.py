@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from ohem.losses import RoiLosses, mean_losses, roi_losses
 from ohem.rivals import IoUBalancedSampler, QuotaSampler, RankSampler, StratifiedSampler
 from ohem.rois import Rois
-from ohem.samplers import AllSampler, HardSampler, RandomSampler, hard_examples
+from ohem.samplers import AllSampler, HardSampler, RandomSampler, checked, hard_examples
 
 NO_SCORE = "this sampler does not look at losses"
 
@@ -268,6 +268,44 @@ def choose(sampler, rois, *losses, seed=0):
         assert len(set(index.tolist())) == len(index)
         assert (image.labels[index] >= 0).all()
     return [index.tolist() for index in chosen]
+
+
+# ------------------------------------------------------------------------------------------------- what is a choice
+
+
+def test_a_choice_is_taken_as_it_is():
+    rois = [rois_of([0, 1, -1]), rois_of([]), rois_of([2])]
+    chosen = [torch.tensor([1, 0]), torch.zeros(0, dtype=torch.int64), torch.tensor([0])]
+    assert all(map(torch.equal, checked(chosen, rois), chosen))
+    assert checked([], []) == []
+
+
+@pytest.mark.parametrize(
+    ("second", "found"),
+    [
+        (torch.tensor([True, False, True]), r"\(3,\) bool"),
+        (torch.zeros(3, dtype=torch.bool), r"\(3,\) bool"),
+        (torch.tensor([0.0]), r"\(1,\) float32"),
+        (torch.tensor([0], dtype=torch.int32), r"\(1,\) int32"),
+        (torch.tensor(0), r"\(\) int64"),
+        (torch.tensor([[0]]), r"\(1, 1\) int64"),
+        ([0], "a list"),
+        (torch.tensor([0, 3]), "RoI 3 of 3"),
+        (torch.tensor([0, -1]), "RoI -1 of 3"),
+        (torch.tensor([0, 2]), "RoI 2, which is ignored"),
+    ],
+)
+def test_what_is_no_choice_is_refused_and_named(second, found):
+    message = f"^sampler, image 1 of the batch: found {found}; allowed: one tensor .K,. of int64 indices of RoIs that"
+    with pytest.raises(ValueError, match=message):
+        checked([torch.tensor([0]), second], [rois_of([0]), rois_of([0, 1, -1])])
+
+
+def test_no_roi_of_an_image_without_any_and_an_entry_for_each_image():
+    with pytest.raises(ValueError, match=r"image 0 of the batch: found anchor 0 of 0; allowed: .* of anchors that"):
+        checked([torch.tensor([0])], [rois_of([])], "anchor")
+    with pytest.raises(ValueError, match=r"^sampler: found 1 entries; allowed: 2, one for each image"):
+        checked([torch.tensor([0])], [rois_of([0]), rois_of([0])])
 
 
 # ------------------------------------------------------------------------------------------------------ HardSampler

@@ -546,6 +546,14 @@ def test_a_loss_that_is_no_number_is_named_before_it_is_trained_on():
         step(model)
 
 
+@pytest.mark.parametrize("use", [ohem.use_sampler, ohem.use_rpn_sampler])
+def test_a_mask_is_no_choice(use):
+    model = new(SMALL)
+    use(model, lambda rois, score, rng: [image.labels > 0 for image in rois])
+    with pytest.raises(ValueError, match=r"sampler, image 0 of the batch: found \(\d+,\) bool"):
+        step(model)
+
+
 # ------------------------------------------------------------------------------------------------------ on, off, copied
 
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 from torchvision.ops import nms
 
 from ohem.losses import RoiLosses
-from ohem.rois import Rois
+from ohem.rois import IGNORED, Rois
 
 
 class Score(Protocol):
@@ -32,6 +33,41 @@ class Sampler(Protocol):
     def __call__(self, rois: list[Rois], score: Score, rng: Generator) -> list[Tensor]:
         """The indices of the RoIs of each image that train; ``rng`` is a CPU generator."""
         ...
+
+
+def checked(chosen: Sequence[Tensor], rois: Sequence[Rois], what: str = "RoI") -> list[Tensor]:
+    """What a sampler chose, on the device of the RoIs, once it is known to be a choice.
+
+    Args:
+        chosen: what it returned.
+        rois: what it was given.
+        what: is chosen, for the message.
+
+    Raises:
+        ValueError: not one tensor (K,) of int64 indices for each image, or one of no RoI or of an ignored one.
+    """
+    if len(chosen) != len(rois):
+        raise ValueError(f"sampler: found {len(chosen)} entries; allowed: {len(rois)}, one for each image")
+    allowed, chooses_no_candidate = f"one tensor (K,) of int64 indices of {what}s that are not ignored", []
+    for i, (index, image) in enumerate(zip(chosen, rois, strict=True)):
+        if not isinstance(index, Tensor):
+            raise ValueError(f"sampler, image {i} of the batch: found a {type(index).__name__}; allowed: {allowed}")
+        if index.dtype != torch.int64 or index.dim() != 1:
+            found = f"{tuple(index.shape)} {str(index.dtype).removeprefix('torch.')}"
+            raise ValueError(f"sampler, image {i} of the batch: found {found}; allowed: {allowed}")
+        chooses_no_candidate.append(_labels(image, index) < 0)
+    if chooses_no_candidate and torch.cat(chooses_no_candidate).any():
+        i = next(i for i, bad in enumerate(chooses_no_candidate) if bad.any())
+        first = int(chosen[i][chooses_no_candidate[i].to(chosen[i].device)][0])
+        ignored = ", which is ignored" if 0 <= first < len(rois[i]) else f" of {len(rois[i])}"
+        raise ValueError(f"sampler, image {i} of the batch: found {what} {first}{ignored}; allowed: {allowed}")
+    return [index.to(image.labels.device) for index, image in zip(chosen, rois, strict=True)]
+
+
+def _labels(rois: Rois, index: Tensor) -> Tensor:
+    """The labels of these RoIs; that of ignored ones where there is no such RoI."""
+    there = (index >= 0) & (index < len(rois))
+    return F.pad(rois.labels, (0, 1), value=IGNORED)[index.where(there, len(rois))]
 
 
 def hard_examples(

@@ -23,7 +23,7 @@ from ohem.losses import TORCHVISION_BETA, RoiLosses, anchor_losses, at_least_flo
 from ohem.models.fast_rcnn import LossLayer
 from ohem.models.roi_head import read_only
 from ohem.rois import Rois
-from ohem.samplers import Sampler, require_at_least
+from ohem.samplers import Sampler, checked, require_at_least
 
 NOTHING_TO_CHOOSE = {
     RetinaNet: "it classifies all anchors, and focal loss weighs the easy ones down; train it as it is",
@@ -63,7 +63,7 @@ def use_sampler(model: nn.Module, sampler: Sampler, *, ranking_chunk: int = 512)
     Raises:
         ValueError: the model has no ``RoIHeads`` (of torchvision's one-stage detectors the text says why they need no
             sampler), or ``ranking_chunk`` is less than 1. In a later training step: see
-            :class:`ohem.losses.NonFiniteLossError`.
+            :class:`ohem.losses.NonFiniteLossError` and :func:`ohem.samplers.checked`.
     """
     require_at_least("ranking_chunk", ranking_chunk, 1)
     for heads in _parts(model, RoIHeads):
@@ -243,7 +243,7 @@ class MiningRoIHeads(_Mined, RoIHeads):  # type: ignore[misc]  # torchvision has
         matches, labels = self.assign_targets_to_proposals(candidates, truth, [t["labels"] for t in targets])
         rois = [self._rois(*image) for image in zip(candidates, truth, matches, labels, strict=True)]
         score = partial(self._score, self._scene, candidates, rois)
-        chosen = self.mining.sampler(rois, score, torch.default_generator)
+        chosen = checked(self.mining.sampler(rois, score, torch.default_generator), rois)
         if not sum(map(len, chosen)):
             raise NothingChosenError
         deltas = [image.deltas.to(proposals[0].dtype) for image in rois]
@@ -318,7 +318,7 @@ class MiningRPN(_Mined, RegionProposalNetwork):  # type: ignore[misc]
         scored = (torch.split(each.detach(), sizes) for each in (objectness.flatten(), pred_bbox_deltas))
         losses = [anchor_losses(*image) for image in zip(*scored, rois, strict=True)]
         require_finite(losses, rois, "anchor")
-        chosen = self.mining.sampler(rois, LossLayer(losses), torch.default_generator)
+        chosen = checked(self.mining.sampler(rois, LossLayer(losses), torch.default_generator), rois, "anchor")
         if not sum(map(len, chosen)):
             return objectness[:0].sum(), pred_bbox_deltas[:0].sum()
         trained = [

@@ -19,7 +19,7 @@ from ohem.models.roi_head import Feature, RoIHead, read_only
 from ohem.ranking import ExactRanking, LossMemory, LowRankRanking, Ranking, RememberedRanking, ThinHead
 from ohem.reweighting import LogLoss, Reweighting
 from ohem.rois import Rois, label_rois
-from ohem.samplers import HardSampler, Sampler
+from ohem.samplers import HardSampler, Sampler, checked
 
 Target = dict[str, Tensor]
 """As torchvision's: ``boxes`` (G, 4) float32, ``labels`` (G,) int64; also ``difficult`` and ``crowd`` (G,) bool, and
@@ -158,7 +158,7 @@ class FastRCNN(nn.Module):
             rng: CPU generator for the sampler; torch's default one when omitted.
 
         Raises:
-            ValueError: training mode without targets, or a box without area.
+            ValueError: training mode without targets, a box without area, or a choice of the sampler's that is none.
         """
         if self.training:
             if targets is None:
@@ -180,7 +180,7 @@ class FastRCNN(nn.Module):
         """The forward pass of section 4.1: label all RoIs, let the sampler choose, and compute the loss of those.
 
         Raises:
-            ValueError: a box without area.
+            ValueError: a box without area, or a choice of the sampler's that is none.
             NonFiniteLossError: a loss is NaN or infinite; nothing has been trained on it.
         """
         return self.train_rois(self.features(images), proposals, targets, rng or torch.default_generator)
@@ -206,7 +206,7 @@ class FastRCNN(nn.Module):
 
     def _mine_read_only(self, score: ReadOnlyPass, rng: Generator) -> tuple[list[RoiLosses], list[Tensor]]:
         """Two passes: all RoIs without gradient, where the sampler asks for it; then the chosen ones with gradient."""
-        selected = self.sampler(score.rois, score, rng)
+        selected = checked(self.sampler(score.rois, score, rng), score.rois)
         chosen = [image[index] for image, index in zip(score.rois, selected, strict=True)]
         return self._losses(score.features, chosen), selected
 
@@ -217,7 +217,7 @@ class FastRCNN(nn.Module):
         losses = self._losses(features, rois)
         require_finite(losses, rois)
         score = LossLayer([RoiLosses(loss.cls.detach(), loss.box.detach()) for loss in losses])
-        selected = self.sampler(rois, score, rng)
+        selected = checked(self.sampler(rois, score, rng), rois)
         # What is left out gets a gradient of zero, and is carried through the whole backward pass with it.
         return [loss[index] for loss, index in zip(losses, selected, strict=True)], selected, score
 

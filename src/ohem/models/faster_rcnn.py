@@ -13,7 +13,7 @@ from ohem.models.proposal_network import ProposalNetwork, ScoredAnchors
 from ohem.models.pyramid import PyramidBackbone
 from ohem.models.roi_head import Feature, Pyramid, RoIHead
 from ohem.rois import Rois, require_area
-from ohem.samplers import RandomSampler, Sampler
+from ohem.samplers import RandomSampler, Sampler, checked
 
 RANDOM_ANCHORS = RandomSampler(rois_per_image=256, fg_fraction=0.5, bg_lo=0.0)
 """Faster R-CNN's own choice, and torchvision's."""
@@ -63,7 +63,7 @@ class FasterRCNN(FastRCNN):
             rng: of both samplers, the anchors' first.
 
         Raises:
-            ValueError: a box without area.
+            ValueError: a box without area, or a choice of a sampler's that is none.
             NonFiniteLossError: a loss is NaN or infinite; nothing has been trained on it.
         """
         rng = rng or torch.default_generator
@@ -82,7 +82,7 @@ class FasterRCNN(FastRCNN):
         losses = [anchor_losses(a.objectness, a.deltas, rois) for a, rois in zip(anchors, labelled, strict=True)]
         require_finite(losses, labelled, "anchor")
         score = LossLayer([RoiLosses(loss.cls.detach(), loss.box.detach()) for loss in losses])
-        selected = self.rpn_sampler(labelled, score, rng)
+        selected = checked(self.rpn_sampler(labelled, score, rng), labelled, "anchor")
         return mean_losses([loss[index] for loss, index in zip(losses, selected, strict=True)])
 
     def _label_anchors(self, anchors: ScoredAnchors, target: Target) -> Rois:

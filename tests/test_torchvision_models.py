@@ -537,6 +537,19 @@ def test_heads_with_a_loss_of_their_own_may_be_class_agnostic():
         assert losses[name] == pytest.approx(mean, rel=1e-4) != 0
 
 
+def test_rois_chosen_from_outside_the_model_need_a_sampler_that_does_not_rank():
+    """As scripts do that compute a loss on validation data."""
+    model = new(SMALL)
+    proposals = [torch.tensor([[4.0, 4, 30, 30], [10, 12, 52, 60]]) for _ in IMAGES]
+    ohem.use_sampler(model, RandomSampler(8, bg_lo=0.0))
+    assert [len(boxes) for boxes in model.roi_heads.select_training_samples(proposals, targets(TWO, ONE))[0]] == [4, 3]
+    ohem.use_sampler(model, HardSampler(8))
+    with pytest.raises(RuntimeError, match=r"under torch\.no_grad\(\), or ohem\.remove_sampler") as caught:
+        model.roi_heads.select_training_samples(proposals, targets(TWO, ONE))
+    assert "\n" not in str(caught.value)
+    step(model)
+
+
 def test_a_loss_that_is_no_number_is_named_before_it_is_trained_on():
     model = new(SMALL)
     ohem.use_sampler(model, HardSampler(8))

@@ -212,6 +212,8 @@ def _new_mined(kind: Any, before: Any) -> Any:
 class MiningRoIHeads(_Mined, RoIHeads):  # type: ignore[misc]  # torchvision has no types
     """``RoIHeads`` with a sampler. Made by :func:`use_sampler`, never constructed."""
 
+    _scene: Scene | None = None
+
     def forward(
         self,
         features: dict[str, Tensor],
@@ -258,9 +260,15 @@ class MiningRoIHeads(_Mined, RoIHeads):  # type: ignore[misc]  # torchvision has
         )
 
     def _score(
-        self, scene: Scene, candidates: list[Tensor], rois: list[Rois], *, dropout: bool = True
+        self, scene: Scene | None, candidates: list[Tensor], rois: list[Rois], *, dropout: bool = True
     ) -> list[RoiLosses]:
         """The read-only pass: the loss of all RoIs of all images, in chunks."""
+        if scene is None:
+            raise RuntimeError(
+                "roi_heads.select_training_samples: found a call from outside the model, which has no features to rank"
+                " by; allowed, for a loss on validation data: the model in training mode under torch.no_grad(), or"
+                " ohem.remove_sampler(model) before"
+            )
         boxes = torch.cat(candidates)
         image = torch.cat([torch.full_like(each.labels, i) for i, each in enumerate(rois)])
         logits, deltas = [], []

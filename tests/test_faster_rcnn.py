@@ -463,3 +463,14 @@ def test_fine_tuning_takes_classes_over_by_name_and_the_proposal_network_with_th
     without = build_detector(DetectorSpec(backbone=spec.backbone, head=spec.head), 2)
     with pytest.raises(OhemError, match=r"w\.safetensors: layers"):
         start_from(without, ("c", "new"), tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("setting", ["anchor_sizes=[48]", "anchor_ratios=[0.4, 1.0, 2.0]"])
+def test_fine_tuning_needs_the_same_anchors_not_only_as_many(setting: str, tmp_path: Path) -> None:
+    save_detector(tmp_path / "w.safetensors", own(), small_faster_recipe().detector, ("a", "b", "c"))
+    other = build_detector(small_faster_recipe(f"detector.rpn.{setting}").detector, 3)
+    assert other.state_dict().keys() == own().state_dict().keys()
+    with pytest.raises(
+        OhemError, match=r"w\.safetensors: detector\.rpn: found anchors of sizes .*; allowed: anchors of"
+    ):
+        start_from(other, ("a", "b", "c"), tmp_path / "w.safetensors")

@@ -198,9 +198,11 @@ def _architecture(detector: FastRCNN) -> dict[str, object]:
         if not key.startswith("delta_")
     }
     backbone = detector.backbone
+    anchors = detector.rpn.anchor_generator if isinstance(detector, FasterRCNN) else None
     return {
         **layers,
         "layers": sorted(layers),
+        "detector.rpn": anchors and f"anchors of sizes {anchors.sizes} and ratios {anchors.aspect_ratios}",
         "detector.head.pool": (detector.head.pool, detector.head.pool_size),
         "detector.backbone": (backbone.stride, getattr(backbone, "scales", None)),
     }

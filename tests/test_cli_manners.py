@@ -28,7 +28,7 @@ def test_ohem_alone_says_what_to_do_with_the_newest_runs(tmp_path: Path, monkeyp
         {
             "begun": [],
             "trained": ["weights.safetensors"],
-            "judged": ["weights.safetensors", "evaluation/metrics.json"],
+            "well judged": ["weights.safetensors", "evaluation/metrics.json"],
         }.items()
     ):
         folder = Path("runs") / name
@@ -41,7 +41,7 @@ def test_ohem_alone_says_what_to_do_with_the_newest_runs(tmp_path: Path, monkeyp
     assert [line.split(": ", 1)[1] for line in told] == [
         "ohem watch runs/begun, or if it was stopped: ohem train --resume runs/begun",
         "ohem evaluate runs/trained --data DATA",
-        "ohem report runs/judged",
+        "ohem report 'runs/well judged'",
     ]
     assert len(next_of_runs(Path("runs"), most=1)) == 3
 

@@ -185,19 +185,19 @@ def test_a_run_that_was_not_evaluated_or_is_not_finished_has_what_there_is(
     runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OHEM_CACHE", str(runs[0].parent / "cache"))
-    shutil.copytree(runs[0], tmp_path / "run", ignore=shutil.ignore_patterns("evaluation", "*.safetensors"))
-    made = make_report([tmp_path / "run"], workers=0)
-    assert made == tmp_path / "run/report.html"
+    shutil.copytree(runs[0], tmp_path / "one run", ignore=shutil.ignore_patterns("evaluation", "*.safetensors"))
+    made = make_report([tmp_path / "one run"], workers=0)
+    assert made == tmp_path / "one run/report.html"
     html = made.read_text()
-    assert "not evaluated: ohem evaluate" in html
-    assert "found no weights.safetensors" in html
+    assert f"not evaluated: ohem evaluate '{tmp_path / 'one run'}' --data DATA" in markup.unescape(html)
+    assert f"(ohem train --resume '{tmp_path / 'one run'}')" in markup.unescape(html)
     assert '<h2 id="learning">' in html
     assert '<h2 id="accuracy">' not in html
-    assert make_report([tmp_path / "run"], workers=0).name == "report-2.html"
+    assert make_report([tmp_path / "one run"], workers=0).name == "report-2.html"
     with pytest.raises(OhemError, match="found something there already"):
-        make_report([tmp_path / "run"], out=made)
+        make_report([tmp_path / "one run"], out=made)
     with pytest.raises(OhemError, match="allowed: runs, each once"):
-        make_report([tmp_path / "run", tmp_path / "run"])
+        make_report([tmp_path / "one run", tmp_path / "one run"])
 
 
 def test_errors_are_named_and_iterations_told_once_where_the_first_run_is_another(

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, Concatenate, ParamSpec
 
 import typer
@@ -88,8 +89,9 @@ def next_of_runs(folder: Path, most: int = 3) -> list[str]:
 
 
 def _next_of_run(run: Path) -> str:
+    name = quote(str(run))
     if not (run / "weights.safetensors").exists():
-        return f"  {run} is not finished: ohem watch {run}, or if it was stopped: ohem train --resume {run}"
+        return f"  {run} is not finished: ohem watch {name}, or if it was stopped: ohem train --resume {name}"
     if not any(run.glob("*/metrics.json")):
-        return f"  {run} is trained: ohem evaluate {run} --data DATA"
-    return f"  {run} is evaluated: ohem report {run}"
+        return f"  {run} is trained: ohem evaluate {name} --data DATA"
+    return f"  {run} is evaluated: ohem report {name}"

@@ -3,6 +3,7 @@
 import math
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Literal
 
 import typer
@@ -201,7 +202,9 @@ def convert(
     if found.kind == "detector":
         console.result(f"{len(found.classes)} classes: {', '.join(found.classes)}")
         console.result(f"detector in {out}")
-        console.say(f"next: ohem evaluate {out} --data DATA, ohem detect {out} IMAGES")
+        file = quote(str(out))
+        console.say(f"next: ohem evaluate {file} --data DATA, ohem detect {file} IMAGES")
     else:
         console.result(f"backbone in {out}")
-        console.say(f"next: ohem train {found.network} detector.backbone.weights={out} --data DATA")
+        weights = quote(f"detector.backbone.weights={out}")
+        console.say(f"next: ohem train {found.network} {weights} --data DATA")

@@ -1,6 +1,7 @@
 """Commands that train. Each says what it needs and calls one function."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -98,10 +99,11 @@ def train(
     measured = [record for record in Run(folder).log() if record["kind"] == "validation"]
     console.answer({"folder": folder, "finished": finished, "validation": measured[-1] if measured else None})
     if not finished:
-        console.result(f"stopped and saved; go on with: ohem train --resume {folder}")
+        console.result(f"stopped and saved; go on with: ohem train --resume {quote(str(folder))}")
         raise typer.Exit(130)
     console.result(f"done: {folder}")
-    console.say(f"next: ohem evaluate {folder} --data DATA, ohem detect {folder} IMAGES")
+    name = quote(str(folder))
+    console.say(f"next: ohem evaluate {name} --data DATA, ohem detect {name} IMAGES")
 
 
 @command()

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from ohem.data.dataset import DetectionDataset
@@ -105,7 +106,7 @@ def _measured(
 ) -> tuple[Measured | None, str]:
     file = run.newest_evaluation()
     if file is None:
-        return None, f"not evaluated: ohem evaluate {run.folder} --data DATA"
+        return None, f"not evaluated: ohem evaluate {quote(str(run.folder))} --data DATA"
     sources = data or _sources(file)
     if not sources:
         return None, f"{file.parent.name} does not say on which data: add --data DATA"

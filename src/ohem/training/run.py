@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 import numpy as np
@@ -93,7 +94,8 @@ class Run:
         """
         there = folder.exists()  # asked once: another training may make it at any moment
         if there and (not folder.is_dir() or any(folder.iterdir())):
-            raise OhemError(f"{folder}: found something there already; allowed: a new folder, or --resume {folder}")
+            allowed = f"a new folder, or --resume {quote(str(folder))}"
+            raise OhemError(f"{folder}: found something there already; allowed: {allowed}")
         info = {
             "format": FORMAT,
             "sources": {name: list(values) for name, values in vars(sources).items()},
@@ -305,9 +307,8 @@ def find_weights(source: Path | str, which: Weights) -> Path:
     if which == "best" and run.best_file.is_file():
         return run.best_file
     if not run.weights_file.is_file():
-        raise OhemError(
-            f"{source}: found no {run.weights_file.name}; allowed: a finished run (ohem train --resume {source})"
-        )
+        finish = f"ohem train --resume {quote(str(source))}"
+        raise OhemError(f"{source}: found no {run.weights_file.name}; allowed: a finished run ({finish})")
     return run.weights_file
 
 

@@ -84,6 +84,25 @@ def test_a_killed_run_is_said_to_be_silent(run: Path, training: Path, capsys: py
     assert Watcher(training).look().seconds_left is None
 
 
+def test_before_its_first_record_a_slow_run_is_waited_for(training: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = training / "run.json"
+    os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 7200))
+    assert Watcher(training).look().state == "waiting"
+    assert ohem("watch", training, "--once") == 0
+    assert "nothing logged yet; nothing written for 2:0" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_deleted_and_pauses_without_end_are_refused(
+    training: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ohem("watch", training, "--every", "inf") == 2
+    assert "less than or equal to 3600" in capsys.readouterr().err
+    watcher = Watcher(training)
+    shutil.rmtree(training)
+    with pytest.raises(OhemError, match="found nothing of the run any more"):
+        watcher.look()
+
+
 def test_on_a_terminal_it_follows_until_the_run_is_finished(run: Path, training: Path) -> None:
     lines = (run / "log.jsonl").read_bytes().splitlines(keepends=True)
     (training / "log.jsonl").write_bytes(lines[0])

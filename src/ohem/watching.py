@@ -23,7 +23,7 @@ class Snapshot:
     """Where a training is.
 
     Attributes:
-        state: ``waiting`` has logged nothing yet; ``quiet`` has written nothing for long: killed, stopped, or in a long
+        state: ``waiting`` has logged no step yet; ``quiet`` has written nothing for long: killed, stopped, or in a long
             validation; ``finished`` has saved its weights.
         iteration: of the last record; 0 before the first.
         iterations: of the whole training.
@@ -78,7 +78,7 @@ class Watcher:
         """The run now.
 
         Raises:
-            OhemError: a line of the log is no record.
+            OhemError: a line of the log is no record, or the run's folder is gone.
         """
         self._read_on()
         windows = self._windows
@@ -106,9 +106,10 @@ class Watcher:
     def _state(self, silent: float, speed: float | None) -> State:
         if self._run.weights_file.exists():
             return "finished"
-        if silent > max(QUIET_SECONDS, QUIET_WINDOWS * self._log_every * (speed or 0.0)):
-            return "quiet"
-        return "running" if self._windows else "waiting"
+        if not self._windows:  # how long the first may take is not known
+            return "waiting"
+        quiet = silent > max(QUIET_SECONDS, QUIET_WINDOWS * self._log_every * (speed or 0.0))
+        return "quiet" if quiet else "running"
 
     def _read_on(self) -> None:
         log = self._run.log_file
@@ -142,7 +143,10 @@ class Watcher:
 
     def _silent(self) -> float:
         files = (self._run.log_file, self._run.info_file, self._run.checkpoint_file)
-        return max(0.0, time.time() - max(file.stat().st_mtime for file in files if file.exists()))
+        written = [file.stat().st_mtime for file in files if file.exists()]
+        if not written:
+            raise OhemError(f"{self._run.folder}: found nothing of the run any more; allowed: a folder that is kept")
+        return max(0.0, time.time() - max(written))
 
 
 def _column(windows: Sequence[dict[str, Any]], name: str) -> tuple[float | None, ...]:

@@ -21,7 +21,7 @@ def watch(
     console: Console,
     run: Annotated[Path, typer.Argument(help="A run's folder; it may be training, finished or killed.")],
     once: Annotated[bool, typer.Option("--once", help="Print how it stands, and end.")] = False,
-    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
+    every: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between two looks.")] = 2.0,
 ) -> None:
     """Follow a training from another terminal, until it is finished or Ctrl-C. Reads the run's log; writes nothing.
 
@@ -79,5 +79,5 @@ def _view(found: "Snapshot") -> "Table":
 def _state(found: "Snapshot") -> str:
     silent = f"nothing written for {timedelta(seconds=round(found.seconds_silent))}"
     if found.state == "waiting":
-        return "nothing logged yet"
+        return f"nothing logged yet; {silent}"
     return f"{silent}: killed, stopped, or in a long validation" if found.state == "quiet" else found.state

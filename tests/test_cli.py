@@ -223,6 +223,7 @@ def test_faults_of_annotations_and_pictures_are_told_together(
         (["inspect", "nowhere", "--data", "data"], "nowhere: found no such file"),
         (["submit", "nowhere", "voc12", "--data", "data"], "nowhere: found no such file"),
         (["detect", "data", "x.jpg"], "data: found no run.json"),
+        (["export", "run", "--onnx", "a.onnx", "--proposals", "p.mat"], "found --proposals without --data; allowed: both"),
     ],
 )  # fmt: skip
 def test_wrong_calls_end_with_one_line_and_exit_code_2(

@@ -33,6 +33,10 @@ def export(
     """
     if onnx is None and safetensors is None:
         raise OhemError("ohem export: found no form; allowed: --onnx FILE, --safetensors FOLDER, or both")
+    if proposals and not data:
+        raise OhemError(
+            "ohem export: found --proposals without --data; allowed: both, to compare with PyTorch, or neither"
+        )
     card = found = None
     if safetensors is not None:
         from ohem.model_card import export_weights

@@ -66,6 +66,15 @@ def test_bars_are_as_long_as_their_parts_and_tell_the_sum() -> None:
     assert re.findall(r"[\d.]+ s", svg) == ["4 s", "2 s"]
 
 
+def test_large_numbers_are_written_out() -> None:
+    svg = str(bar_chart([Bar("one", ((123.4, 0),)), Bar("two", ((99.7, 0),)), Bar("three", ((0.021, 0),))], " s"))
+    assert re.findall(r">([^<]+ s)<", svg) == ["123 s", "100 s", "0.021 s"]
+    svg = str(line_chart([Line("loss", [0, 2_000_000], [0, 4000.0], 0)], "iteration"))
+    assert ">2000000<" in svg
+    assert ">4000<" in svg
+    assert "e+" not in svg
+
+
 def test_a_long_name_is_shortened_beside_its_bar_and_told_whole() -> None:
     svg = str(bar_chart([Bar("trained-with-hard-1", ((1.0, 0),)), Bar("short", ((1.0, 0),))], " s"))
     assert ">\u2026ned-with-hard-1<title>trained-with-hard-1</title></text>" in svg

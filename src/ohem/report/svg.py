@@ -101,7 +101,7 @@ def bar_chart(bars: Sequence[Bar], unit: str) -> Markup:
             parts.append(f'<rect x="{x:.1f}" y="{y}" width="{length:.1f}" height="15" style="fill:{_colour(colour)}"/>')
         parts.append(_text(left - 8 if lowest == 0 else minus - 6, y + 12, bar.name, "end", MOST_LETTERS))
         total = sum(value for value, _ in bar.parts)
-        parts.append(_text(plus + 5, y + 12, f"{total:.2g}{unit}", "start"))
+        parts.append(_text(plus + 5, y + 12, f"{_number(total, 2)}{unit}", "start"))
     return _drawing(parts, height)
 
 
@@ -123,10 +123,10 @@ def _axes(left: float, right: float, top: float, x_label: str) -> tuple[list[str
     for i in range(round(ceiling / step) + 1):
         _, y = place(left, i * step)
         parts.append(f'<path class="axis" d="M{LEFT},{y:.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(_text(LEFT - 6, y + 4, f"{i * step:.3g}", "end"))
+        parts.append(_text(LEFT - 6, y + 4, _number(i * step, 3), "end"))
     for tick in _ticks(left, right):
         across, y = place(tick, 0)
-        parts.append(_text(across, y + 14, f"{tick:.6g}", "middle"))
+        parts.append(_text(across, y + 14, _number(tick, 6), "middle"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, x_label, "middle"))
     return parts, place
 
@@ -171,6 +171,12 @@ def _colour(number: int) -> str:
 
 def _at(x: float, y: float) -> str:
     return f"{x:.1f},{y:.1f}"
+
+
+def _number(value: float, digits: int) -> str:
+    """So many digits, and of a large number all before the point: 123, not 1.2e+02."""
+    text = f"{value:.{digits}g}"
+    return str(round(value)) if "e+" in text else text
 
 
 def _text(x: float, y: float, text: str, anchor: str, most: int | None = None) -> str:

@@ -22,7 +22,7 @@ def tensorboard_observer(folder: Path) -> Observer:
         for name, value in record.items():
             parts = value.items() if isinstance(value, dict) else [("", value)]
             for part, number in parts:
-                if isinstance(number, float):
+                if name != "iteration" and isinstance(number, int | float) and not isinstance(number, bool):
                     tag = "/".join(filter(None, (record["kind"], name, part)))
                     writer.add_scalar(tag, number, record["iteration"])
         writer.flush()

@@ -309,6 +309,17 @@ def test_the_samplers_stream_is_the_one_given_or_torchs():
     assert detector.training_step(*batch).selected[0].tolist() == given[0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
+def test_boxes_of_another_type_train_as_those_of_float32(dtype):
+    detector, whole = new_detector(), proposals_of(20).round()
+    detector.sampler = AllSampler()
+    wanted = detector([image_of()], [whole], [target()])
+    truth = target()
+    given = {**truth, "boxes": truth["boxes"].to(dtype)}
+    for proposals, objects in ((whole.to(dtype), given), (whole, given), (whole.to(dtype), truth)):
+        assert detector([image_of()], [proposals], [objects]) == wanted
+
+
 def test_a_box_without_area_stops_it():
     with pytest.raises(ValueError, match=r"proposals\[1\]"):
         new_detector()([image_of()], [torch.tensor([[0.0, 0, 5, 5], [5, 5, 5, 9]])], [target()])

@@ -222,10 +222,13 @@ class FastRCNN(nn.Module):
         return [loss[index] for loss, index in zip(losses, selected, strict=True)], selected, score
 
     def label(self, proposals: Tensor, target: Target) -> Rois:
-        """The candidates of one image: its proposals (P, 4) and annotated objects; see :func:`ohem.rois.label_rois`."""
+        """The candidates of one image: its proposals (P, 4) and annotated objects; see :func:`ohem.rois.label_rois`.
+
+        Boxes of other types than float32, such as numpy's float64, become that.
+        """
         return label_rois(
-            proposals,
-            target["boxes"],
+            proposals.float(),
+            target["boxes"].float(),
             target["labels"],
             DeltaStats(self.delta_mean, self.delta_std),
             difficult=target.get("difficult"),

@@ -16,6 +16,7 @@ import ohem
 from ohem.data.sources import load_dataset
 from ohem.errors import OhemError
 from ohem.inference import candidates_of, suppress
+from ohem.judging import run_detector
 from ohem.losses import anchor_losses
 from ohem.mining import mean_loss, score_images
 from ohem.models.backbones import freeze_batch_norm
@@ -23,7 +24,7 @@ from ohem.models.faster_rcnn import FasterRCNN
 from ohem.models.pyramid import torchvision_model
 from ohem.models.spec import TORCHVISION_KINDS, DetectorSpec, TorchvisionSpec
 from ohem.models.weights import assemble, build_detector, load_detector, save_detector, start_from
-from ohem.recipes.recipe import Recipe, load_recipe
+from ohem.recipes.recipe import Recipe, load_recipe, override_spec
 from ohem.rois import Rois
 from ohem.samplers import AllSampler, HardSampler, RandomSampler
 from ohem.training.loop import AnnotatedImages, measure, new_detector, train
@@ -425,6 +426,34 @@ def test_a_loss_that_is_no_number_leaves_its_step(layer: str, told: str, shapes:
     with pytest.raises(OhemError, match=told) as again:
         ohem.replay(run.failed_step_file(3))
     assert str(again.value).partition(", ")[2] in str(caught.value)
+
+
+def test_what_it_proposes_may_be_another_in_use(shapes: Path) -> None:
+    detector, images = own().eval(), open_split(shapes, "test")
+    spec = small_faster_recipe("detector.backbone.weights=none").detector
+    (feature,) = detector.features([IMAGE])
+    settings = {"test_candidates": 20, "test_proposals": 3, "nms_iou": 0.5, "min_score": 0.1}
+    other = override_spec(spec, [f"rpn.{name}={value}" for name, value in settings.items()])
+    assert other.model_copy(update={"rpn": spec.rpn}) == spec
+    records, proposals = images.dataset.records[:1], images.proposals
+    for used, count in ((other, 3), (spec, 30)):
+        run_detector(detector, used, records, proposals, device=None, workers=0, reporter=SILENT)
+        assert len(detector.propose(feature, SIZE, NONE)) == count
+        assert (detector.rpn.nms_thresh, detector.rpn.score_thresh) == (used.rpn.nms_iou, used.rpn.min_score)
+        assert detector.rpn._pre_nms_top_n["testing"] == used.rpn.test_candidates
+
+
+def test_what_it_has_learned_may_not() -> None:
+    spec = small_faster_recipe().detector
+    for name in ("train_proposals=5", "fg_iou=0.6", "anchor_sizes=[8]"):
+        with pytest.raises(
+            OhemError, match=rf"rpn\.{name[:6]}.*: found a setting of training; allowed: .* rpn\.min_score"
+        ):
+            override_spec(spec, [f"rpn.{name}"])
+    with pytest.raises(
+        OhemError, match=r"rpn\.min_score=0: found .*; allowed: detection\.\*, image\.\*, proposals\.\*$"
+    ):
+        override_spec(DetectorSpec(), ["rpn.min_score=0"])
 
 
 # ------------------------------------------------------------------------------------------------------ files, weights

@@ -15,6 +15,7 @@ from ohem.evaluation.voc import VocResult, evaluate_voc
 from ohem.files import new_folder, write_atomically
 from ohem.inference import detect
 from ohem.models.fast_rcnn import FastRCNN
+from ohem.models.faster_rcnn import FasterRCNN
 from ohem.models.spec import AnyDetectorSpec
 from ohem.models.weights import load_detector
 from ohem.recipes.recipe import DataSpec, override_spec
@@ -118,7 +119,9 @@ def run_detector(
     workers: int,
     reporter: Reporter,
 ) -> dict[ImageId, Detections]:
-    """Detections of images, with progress; see :func:`ohem.inference.detect`."""
+    """Detections of images, with progress, by the spec's settings of use; see :func:`ohem.inference.detect`."""
+    if isinstance(detector, FasterRCNN) and spec.rpn is not None:
+        detector.rpn.use(spec.rpn)
     return detect(
         detector.to(pick_device(device)),
         records,

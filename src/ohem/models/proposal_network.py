@@ -60,6 +60,11 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]  # torchvisi
             score_thresh=spec.min_score,
         )
 
+    def use(self, spec: RpnSpec) -> None:
+        """Propose as another spec says, in evaluation mode."""
+        self._pre_nms_top_n["testing"], self._post_nms_top_n["testing"] = spec.test_candidates, spec.test_proposals
+        self.nms_thresh, self.score_thresh = spec.nms_iou, spec.min_score
+
     def score(self, maps: Sequence[Tensor], area: tuple[int, int]) -> ScoredAnchors:
         """All anchors of one image.
 

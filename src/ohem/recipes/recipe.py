@@ -295,12 +295,18 @@ def override_spec(spec: AnyDetectorSpec, overrides: Sequence[str]) -> AnyDetecto
         OhemError: a field that is unknown, wrong, or decides what the weights mean.
     """
     values = spec.model_dump(mode="json")
+    of_rpn = () if spec.rpn is None else _RPN_IN_USE
     for override in overrides:
-        if not override.startswith(("detection.", "image.", "proposals.")):
-            raise OhemError(f"{override}: found a setting of training; allowed: detection.*, image.* and proposals.*")
+        field = override.partition("=")[0]
+        if not field.startswith(("detection.", "image.", "proposals.")) and field not in of_rpn:
+            allowed = ", ".join(("detection.*", "image.*", "proposals.*" if spec.rpn is None else ", ".join(of_rpn)))
+            raise OhemError(f"{override}: found a setting of training; allowed: {allowed}")
         apply_override(values, override)
     return _validated(type(spec), values, "settings")
 
+
+_RPN_IN_USE = ("rpn.test_candidates", "rpn.test_proposals", "rpn.nms_iou", "rpn.min_score")
+"""What of a region proposal network decides which proposals a trained detector makes; see :class:`ohem.models.spec.RpnSpec`."""
 
 _S = TypeVar("_S", bound=Spec)
 

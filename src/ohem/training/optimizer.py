@@ -11,8 +11,8 @@ from ohem.recipes.recipe import OptimizerSpec
 def build_optimizer(detector: FastRCNN, spec: OptimizerSpec) -> torch.optim.Optimizer:
     """SGD or AdamW over all trainable parameters, in groups that carry their own ``base_lr``.
 
-    Biases (and all other parameters with one dimension) have ``bias_lr_factor`` times the rate and no weight decay, as
-    in the authors' code.
+    Biases (and all other parameters with one dimension) have ``bias_lr_factor`` times the rate and no weight decay. In
+    the authors' code the biases of VGG16's convolutions do decay, by Caffe's default; those of its other layers do not.
     """
     parts = [(detector.backbone, spec.backbone_lr_factor), (detector.head, 1.0)]
     parts += [(detector.rpn, 1.0)] if isinstance(detector, FasterRCNN) else []

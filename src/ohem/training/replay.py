@@ -17,6 +17,9 @@ def replay(file: str | Path, device: str = "cpu") -> TrainingStep:
     It fails as it did then, and so shows where under a debugger or ``torch.autograd.set_detect_anomaly``. The read-only
     pass over all RoIs is run too, as the log asks for it now and then.
 
+    With ``low_rank`` or ``remembered`` ranking the file holds what the copy or the memory knew after the step's own
+    ranking pass, where that was finite. The choice of RoIs, and with it what fails, may then be another.
+
     Args:
         file: ``failed-step-*.pt`` of a run's folder.
         device: where the training ran, for the same numbers.

@@ -1,6 +1,7 @@
 """``ohem compare``: paired statistics of any runs of a user."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,11 +88,13 @@ def _settings(metrics: Mapping[str, Any]) -> str:
 def _evaluation(run: Run) -> dict[str, Any]:
     if not run.weights_file.is_file():
         raise OhemError(
-            f"{run.folder}: found a training that is not finished; allowed: ohem train --resume {run.folder}"
+            f"{run.folder}: found a training that is not finished; allowed: ohem train --resume {shlex.quote(str(run.folder))}"
         )
     file = run.newest_evaluation()
     if file is None:
-        raise OhemError(f"{run.folder}: found no evaluation; allowed after: ohem evaluate {run.folder} --data DATA")
+        raise OhemError(
+            f"{run.folder}: found no evaluation; allowed after: ohem evaluate {shlex.quote(str(run.folder))} --data DATA"
+        )
     metrics = read_metrics(file)
     if not {"fingerprint", "settings", "voc07", "voc12", "coco"} <= metrics.keys():
         raise OhemError(

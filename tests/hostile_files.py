@@ -479,7 +479,7 @@ RUNS = [
     Hostile("log of something else", _write("run/log.jsonl", "3\n"), _RESUME, "log.jsonl: line 1: found"),
     Hostile("log binary", _write("run/log.jsonl", b"\xff\xfe\n"), _RESUME, "log.jsonl"),
     Hostile("weights of an unfinished run", lambda folder: None, ("evaluate", "run", *_EVALUATE[2:]), "a finished run"),
-    Hostile("comparison without evaluation", lambda folder: None, _COMPARE, "found no evaluation"),
+    Hostile("comparison of an unfinished run", lambda folder: None, _COMPARE, "found a training that is not finished"),
     Hostile(
         "metrics damaged", _write("done/evaluation/metrics.json", "{"), _COMPARE, "metrics.json: found no readable"
     ),

@@ -224,11 +224,12 @@ class FastRCNN(nn.Module):
     def label(self, proposals: Tensor, target: Target) -> Rois:
         """The candidates of one image: its proposals (P, 4) and annotated objects; see :func:`ohem.rois.label_rois`.
 
-        Boxes of other types than float32, such as numpy's float64, become that.
+        Boxes of other types than the detector's, such as numpy's float64, become that, in float32 at least.
         """
+        own = torch.promote_types(self.delta_mean.dtype, torch.float32)
         return label_rois(
-            proposals.float(),
-            target["boxes"].float(),
+            proposals.to(own),
+            target["boxes"].to(own),
             target["labels"],
             DeltaStats(self.delta_mean, self.delta_std),
             difficult=target.get("difficult"),

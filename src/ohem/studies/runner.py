@@ -135,11 +135,12 @@ def _require_same_data(jobs: Sequence[Job], workshop: Workshop) -> None:
     left = {job.name for job in progress_of(jobs, workshop).left}
     for name, data in workshop.study.data.items():
         trained = [job for job in jobs if isinstance(job, TrainJob) and job.training.data == name]
-        tested = {job: result["test_fingerprint"] for job in trained if (result := _tested(job, workshop))}
+        known = [job for job in trained if not job.missing(workshop)]  # else its recipe is not
+        tested = {job: result["test_fingerprint"] for job in known if (result := _tested(job, workshop))}
         first = next(iter(tested), None)
         if first is None:
             continue
-        found = [job for job, fingerprint in tested.items() if fingerprint != tested[first]]
+        found = [job for job, digest in tested.items() if digest != tested[first]]
         than, allowed = f"those of {first.name}.json", "an --out for each data set"
         # Without files, proposals are made, which takes long: only where something of these data is to be run.
         if not found and (data.test_proposals or any(job.name in left for job in trained)):

@@ -75,6 +75,11 @@ def test_the_working_set_only_grows(trained: Path, monkeypatch: pytest.MonkeyPat
         assert 1 <= len(narrow[image]) < len(boxes) == len(both[image])
 
 
+def test_it_runs_where_it_is_told_to(trained: Path) -> None:
+    with pytest.raises(OhemError, match="no such"):
+        harvest(trained / "run", ["nowhere"], trained / "new.json", device="no such")
+
+
 def test_nothing_is_written_over(trained: Path) -> None:
     (trained / "there.json").write_text("mine")
     with pytest.raises(OhemError, match="a new file"):

@@ -7,6 +7,7 @@ import pytest
 
 from ohem.cli.app import app
 from ohem.cli.completion import TARGETS
+from ohem.models.spec import RPN_IN_USE
 from ohem.recipes.fields import all_fields, known_fields
 from ohem.recipes.files import built_in_recipes
 from ohem.recipes.recipe import Recipe, load_recipe
@@ -38,6 +39,7 @@ def completed(words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         ("ohem train lite0 ranking.kind=lo", ["ranking.kind=low_rank"]),
         ("ohem train lite0 detector.backbone.fr", ["detector.backbone.freeze="]),
         ("ohem evaluate runs/lite0 detection.jo", ["detection.join="]),
+        ("ohem evaluate runs/faster rpn.", [f"rpn.{name}=" for name in RPN_IN_USE]),
         ("ohem evaluate runs/lite0 optimizer.l", []),
         ("ohem submit runs/lite0 voc12 detection.join=po", ["detection.join=pool"]),
         ("ohem data voc0", ["voc07"]),

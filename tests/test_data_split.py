@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ohem.data.dataset import DetectionDataset, ImageRecord
-from ohem.data.split import draw_fraction, hold_out
+from ohem.data.split import draw_count, draw_fraction, hold_out
 
 
 def images(count: int, backwards: bool = False) -> DetectionDataset:
@@ -41,3 +41,12 @@ def test_smaller_fractions_are_parts_of_larger_ones_and_seeds_differ() -> None:
     assert (len(small), len(large)) == (10, 20)
     assert ids(small) < ids(large)
     assert ids(small) != ids(draw_fraction(images(40), 0.25, seed=2))
+
+
+def test_at_most_so_many_are_drawn_in_the_data_sets_order() -> None:
+    drawn = draw_count(images(40), 7)
+    assert len(drawn) == 7
+    assert ids(drawn) == ids(draw_count(images(40, backwards=True), 7))
+    assert [record.id for record in drawn.records] == sorted(record.id for record in drawn.records)
+    for count, of in ((0, 40), (40, 40), (50, 40), (5, 0)):
+        assert len(draw_count(images(of), count)) == of

@@ -130,7 +130,7 @@ def test_an_unknown_split_lists_those_there_are(root: Path) -> None:
         read_voc(root, "tset")
 
 
-def test_the_image_is_found_by_its_name_in_the_file_or_else_by_the_files_own(root: Path) -> None:
+def test_the_image_is_found_by_the_files_own_name_or_else_by_its_name_in_the_file(root: Path) -> None:
     pictures = root / "JPEGImages"
     (pictures / "000001.jpg").rename(pictures / "deep.jpg")
     edit(root / "Annotations" / "000001.xml", "000001.jpg", "deep.jpg")

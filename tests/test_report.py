@@ -16,10 +16,10 @@ import ohem
 from ohem.data.dataset import ImageRecord
 from ohem.errors import OhemError
 from ohem.evaluation.error_kinds import KINDS
+from ohem.files import new_file
 from ohem.report.accuracy import error_chart
 from ohem.report.gallery import Outline, Sketch, make_gallery, spread
 from ohem.report.log_charts import returned_shares
-from ohem.report.page import new_page
 from ohem.report.report import _facts, make_report
 from ohem.report.runs import open_runs
 from ohem.report.svg import Bar, Line, bar_chart, layer_chart, line_chart, nice_step
@@ -239,17 +239,17 @@ def test_a_run_whose_data_are_gone_has_its_log_and_the_page_says_what_is_missing
 
 def test_a_page_has_its_place_from_the_beginning_and_leaves_it_when_it_fails(tmp_path: Path) -> None:
     default = tmp_path / "report.html"
-    with new_page(None, default) as one, new_page(None, default) as other:
+    with new_file(None, default) as one, new_file(None, default) as other:
         pass
     assert (one, other) == (default, tmp_path / "report-2.html")
     (tmp_path / "link.html").symlink_to("gone")
-    with pytest.raises(OhemError, match="found something there already"), new_page(tmp_path / "link.html", default):
+    with pytest.raises(OhemError, match="found something there already"), new_file(tmp_path / "link.html", default):
         pass
-    with pytest.raises(OhemError, match="no data"), new_page(tmp_path / "new/page.html", default) as wanted:
+    with pytest.raises(OhemError, match="no data"), new_file(tmp_path / "new/page.html", default) as wanted:
         raise OhemError("no data")
     assert not wanted.exists()
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="file"), new_page(tmp_path / "file/page.html", default):
+    with pytest.raises(OSError, match="file"), new_file(tmp_path / "file/page.html", default):
         raise AssertionError
     with pytest.raises(OhemError, match=r"found no run\.json"):
         make_report(tmp_path / "nowhere")

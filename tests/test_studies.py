@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 
 from ohem.data.dataset import ImageRecord
-from ohem.data.split import draw_count
 from ohem.errors import OhemError
 from ohem.recipes.recipe import load_recipe, override_spec
 from ohem.studies.book import Book
 from ohem.studies.claims import CLAIMS, judge_all
 from ohem.studies.full import full_data, full_study
-from ohem.studies.jobs import TrainJob, TuneJob, UseJob, left_out_class, settings_digest
+from ohem.studies.jobs import NeglectJob, TrainJob, TuneJob, UseJob, _round, left_out_class, settings_digest
 from ohem.studies.mini import mini_study
 from ohem.studies.paper import voc_row
 from ohem.studies.plan import Data, Study
@@ -405,6 +404,47 @@ def test_test_images_are_opened_before_anything_is_trained(workshop: Workshop, t
     assert not (tmp_path / "runs").exists()
 
 
+def test_every_pass_runs_where_it_is_told_to(workshop: Workshop) -> None:
+    nowhere = replace(workshop, device="no such", _opened=workshop._opened)
+    job = TrainJob(workshop.study.trainings["ohem"], 0, "ohem", workshop.study.rates)
+    (workshop.results.folder / "ohem-s0.json").rename(workshop.out / "away.json")
+    assert "no such" in run_jobs([job], nowhere)["ohem-s0"]
+    (workshop.out / "away.json").rename(workshop.results.folder / "ohem-s0.json")
+    assert "no such" in run_jobs([NeglectJob(job)], nowhere)["neglect-s0"]
+    with pytest.raises(OhemError, match="no such"):
+        job._loss(
+            Run.open(nowhere.run_folder(job.name)).weights_file,
+            *workshop.train_images(job.training, job.recipe(workshop)),
+            nowhere,
+        )
+
+
+def test_the_rounds_of_bootstrapping_have_the_whole_schedule_each() -> None:
+    whole = load_recipe("paper/voc07_vgg16_frcn_bg0")
+    part = _round(whole, 3, None)
+    assert (whole.iterations, part.iterations) == (80000, 26666)
+    for share in (0.1, 0.3, 0.5, 0.7, 0.9):
+        factors = [each.schedule.factor(int(share * each.iterations), each.iterations) for each in (whole, part)]
+        assert factors[0] == factors[1]
+
+
+def test_what_a_server_judges_is_submitted_as_the_row_has_it(tmp_path: Path) -> None:
+    for year in ("VOC2007", "VOC2012"):
+        (tmp_path / f"data/VOCdevkit/{year}").mkdir(parents=True)
+    study, out = full_study(tmp_path / "data"), tmp_path / "an out"
+    Results(out / "results").put("ohem_m_voc12-s0", {"seed": 0, "server": "voc12"})
+    table = fill(study.tables["table4"], Book(Results(out / "results"), range(1)), study)
+    told = next(row.missing for row in table.rows if (row.row.training, row.row.use) == ("ohem_m_voc12", "mb"))
+    assert f"ohem submit '{out}/runs/ohem_m_voc12-s0' voc12 'image.test_scales=" in told
+    assert "detection.refine=" in told
+
+
+def test_test_images_and_classes_want_data_of_their_own(tmp_path: Path) -> None:
+    for options in ({"test": "a@test"}, {"classes": ["a"]}):
+        with pytest.raises(OhemError, match="found --test or --classes; allowed beside --data"):
+            open_study("table1", "mini", tmp_path, **options)  # type: ignore[arg-type]
+
+
 def test_a_class_that_no_image_shows_is_not_the_one_left_out(workshop: Workshop) -> None:
     training = workshop.study.trainings["ohem"]
     images, _ = workshop.train_images(training, load_recipe(training.recipe))
@@ -413,7 +453,6 @@ def test_a_class_that_no_image_shows_is_not_the_one_left_out(workshop: Workshop)
     assert [left_out_class(shown, seed) for seed in range(len(labels) + 1)] == [*sorted(labels), min(labels)]
     with pytest.raises(OhemError, match="found no object"):
         left_out_class(replace(images, records=()), 0)
-    assert len(draw_count(replace(images, records=()), 100)) == 0
 
 
 def up(record: ImageRecord) -> ImageRecord:

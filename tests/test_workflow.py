@@ -21,7 +21,7 @@ from ohem.bootstrapping import harvest
 from ohem.errors import OhemError
 from ohem.files import new_folder
 from ohem.models.weights import load_detector, save_detector
-from ohem.pictures import JPEG_MAX_SIDE, draw_boxes, drawn_names
+from ohem.pictures import JPEG_MAX_SIDE, draw_boxes, drawn_names, find_pictures
 from ohem.recipes.recipe import DataSpec
 from ohem.training.loop import AnnotatedImages
 from ohem.training.run import Run, Sources
@@ -234,6 +234,13 @@ def test_pictures_of_one_stem_have_a_drawing_each_and_the_longest_is_a_png(run: 
     assert len(set(map(str.lower, drawn))) == 5
     assert [name for name in drawn if "-" not in name] == ["b.jpg", "wide.png"]
     assert {path.name for path in found.folder.iterdir()} == {*drawn, "detections.json"}
+
+
+def test_hidden_files_in_a_folder_of_pictures_are_none() -> None:
+    Path("photos").mkdir()
+    for name in ("a.JPG", "b.mpo", "._a.jpg", "notes.txt"):
+        (Path("photos") / name).touch()
+    assert find_pictures(["photos"]) == [Path("photos/a.JPG"), Path("photos/b.mpo")]
 
 
 def test_a_caption_is_whole_at_the_right_edge() -> None:

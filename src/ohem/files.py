@@ -93,3 +93,34 @@ def next_folder(folder: Path) -> Path:
         count += 1
         found = folder.with_name(f"{folder.name}-{count}")
     return found
+
+
+@contextmanager
+def new_file(wanted: Path | None, default: Path) -> Iterator[Path]:
+    """``wanted``, which must not exist; or the first free of ``NAME.html``, ``NAME-2.html``, ...
+
+    It is made at once, and empty, as in :func:`new_folder`. It is removed when the block fails.
+
+    Raises:
+        OhemError: there is something at ``wanted``.
+    """
+    path, count = wanted or default, 1
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while not _made(path):
+        if wanted is not None:
+            raise OhemError(f"{wanted}: found something there already; allowed: a new file")
+        count += 1
+        path = default.with_name(f"{default.stem}-{count}{default.suffix}")
+    try:
+        yield path
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _made(path: Path) -> bool:
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True

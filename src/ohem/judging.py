@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ohem.data.dataset import Detections, ImageId, ImageRecord, Proposals
+from ohem.data.rules import one_line
 from ohem.data.sources import as_names
 from ohem.errors import OhemError
 from ohem.evaluation.coco import CocoResult, evaluate_coco
@@ -107,6 +108,22 @@ def evaluate(
         }
         write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return Evaluation(folder, metrics, found, voc07, voc12, coco)
+
+
+def read_metrics(file: Path) -> dict[str, Any]:
+    """What an evaluation's ``metrics.json`` holds.
+
+    Raises:
+        OhemError: it is damaged.
+    """
+    allowed = "an evaluation (evaluate again)"
+    try:
+        metrics = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise OhemError(f"{file}: found no readable JSON ({one_line(str(error))}); allowed: {allowed}") from error
+    if not isinstance(metrics, dict):
+        raise OhemError(f"{file}: found {type(metrics).__name__}; allowed: {allowed}")
+    return metrics
 
 
 def run_detector(

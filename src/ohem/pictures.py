@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from ohem.data.dataset import DetectionDataset, Detections, ImageId, ImageRecord
-from ohem.data.images import IMAGE_SUFFIXES, image_size, read_image
+from ohem.data.images import image_size, is_picture, read_image
 from ohem.data.sources import as_names
 from ohem.errors import DataError, Fault, OhemError
 from ohem.files import atomic_writer, new_folder, write_atomically
@@ -156,7 +156,7 @@ def find_pictures(names: Sequence[str]) -> list[Path]:
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
-            here = sorted(child for child in path.iterdir() if child.suffix.lower() in IMAGE_SUFFIXES)
+            here = sorted(child for child in path.iterdir() if is_picture(child))
         elif path.is_file():
             here = [path]
         else:

@@ -1,6 +1,5 @@
 """A run seen from another process: where its training is, by its log. Nothing of the run is written, nothing of it locked."""
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ohem.errors import OhemError
-from ohem.training.run import RECORD, Run, is_record
+from ohem.training.run import RECORD, Run, read_record
 
 QUIET_SECONDS = 60.0
 """Shorter silences are never told of."""
@@ -127,19 +126,14 @@ class Watcher:
             self._take(line)
 
     def _take(self, line: bytes) -> None:
-        try:
-            record = json.loads(line)
-            if not is_record(record):
-                raise TypeError
-            if record["kind"] == "train":
-                # "mined" is most of a record, and nothing here shows it.
-                self._windows.append({name: value for name, value in record.items() if name != "mined"})
-            elif record["kind"] == "validation" and record[self._metric] is not None:
-                self._validation = (record["iteration"], self._metric, record[self._metric])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise OhemError(
-                f"{self._run.log_file}: found {line[:80].decode(errors='replace')!r}; allowed: {RECORD}"
-            ) from error
+        record = read_record(line)
+        if record is None:
+            raise OhemError(f"{self._run.log_file}: found {line[:80].decode(errors='replace')!r}; allowed: {RECORD}")
+        if record["kind"] == "train":
+            # "mined" is most of a record, and nothing here shows it.
+            self._windows.append({name: value for name, value in record.items() if name != "mined"})
+        elif record["kind"] == "validation" and record.get(self._metric) is not None:
+            self._validation = (record["iteration"], self._metric, record[self._metric])
 
     def _silent(self) -> float:
         files = (self._run.log_file, self._run.info_file, self._run.checkpoint_file)

@@ -229,7 +229,7 @@ def resume(
             error.add_note(f"where data moved: ohem train --resume {shlex.quote(str(folder))} --data THERE")
             raise
         _require_same(folder, "", images, began_with)
-        _require_same(folder, "validation ", validation, run.info()["data"].get("validation"))
+        _require_same(folder, "validation ", validation, run.told("data", "validation"))
         detector = new_detector(recipe, images)
         if processes.first:
             run.sweep()
@@ -238,7 +238,7 @@ def resume(
 
 
 def _require_same(folder: Path, which: str, images: AnnotatedImages | None, began_with: str | None) -> None:
-    if images is None or began_with is None:  # runs of before kept none of their validation images
+    if images is None or began_with is None:  # earlier versions kept no fingerprint of validation images
         return
     found = fingerprint(images.dataset, images.proposals)
     if found != began_with:

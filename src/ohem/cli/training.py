@@ -98,11 +98,11 @@ def train(
         raise typer.Exit(0 if finished else 130)
     measured = [record for record in Run(folder).log() if record["kind"] == "validation"]
     console.answer({"folder": folder, "finished": finished, "validation": measured[-1] if measured else None})
+    name = quote(str(folder))
     if not finished:
-        console.result(f"stopped and saved; go on with: ohem train --resume {quote(str(folder))}")
+        console.result(f"stopped and saved; go on with: ohem train --resume {name}")
         raise typer.Exit(130)
     console.result(f"done: {folder}")
-    name = quote(str(folder))
     console.say(f"next: ohem evaluate {name} --data DATA, ohem detect {name} IMAGES")
 
 

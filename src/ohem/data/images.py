@@ -27,6 +27,12 @@ IMAGE_SUFFIXES = (
 )  # fmt: skip
 """Endings, in any case, of the names of pictures that we can open."""
 
+
+def is_picture(path: Path) -> bool:
+    """Whether a name is that of a picture; hidden files, such as macOS's ``._a.jpg``, are none."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
 # EXIF 2.32, tag 0x0112: what brings the stored pixels upright. 1 is upright already.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -95,19 +95,22 @@ def load_dataset(
         "bad_boxes": bad_boxes,
         "annotations": annotations,
     }
+    readers: list[Callable[[], DetectionDataset]]
     if coco:
-        return _encodable(
-            join(_all([partial(read_coco, source.json_path, source.image_dir, **rules) for source in coco]))
-        )
-    if yolo:
-        return _encodable(join(_all([partial(read_yolo, source.yaml_path, source.split, **rules) for source in yolo])))
-    scans = [scan_voc(source.root, source.split, bad_boxes=bad_boxes, annotations=annotations) for source in voc]
-    class_list = voc_class_list(scans, classes)
-    return _encodable(join(_all([partial(label_voc, scan, class_list, other_classes=other_classes) for scan in scans])))
+        readers = [partial(read_coco, source.json_path, source.image_dir, **rules) for source in coco]
+    elif yolo:
+        readers = [partial(read_yolo, source.yaml_path, source.split, **rules) for source in yolo]
+    else:
+        scans = [scan_voc(source.root, source.split, bad_boxes=bad_boxes, annotations=annotations) for source in voc]
+        class_list = voc_class_list(scans, classes)
+        readers = [partial(label_voc, scan, class_list, other_classes=other_classes) for scan in scans]
+    dataset = join(_all(readers))
+    _require_utf8(dataset)
+    return dataset
 
 
-def _encodable(dataset: DetectionDataset) -> DetectionDataset:
-    """The data set, if its names can be written: caches, results and reports are in UTF-8."""
+def _require_utf8(dataset: DetectionDataset) -> None:
+    """Raise AnnotationError for names that cannot be written: caches, results and reports are in UTF-8."""
     faults = []
     for record in dataset.records:
         try:
@@ -116,7 +119,6 @@ def _encodable(dataset: DetectionDataset) -> DetectionDataset:
             faults.append(Fault(record.path, "", "a file name that is not UTF-8", "UTF-8, as convmv makes it"))
     if faults:
         raise AnnotationError(faults, [Picture(r.path, r.width, r.height) for r in dataset.records])
-    return dataset
 
 
 def _all(readers: Iterable[Callable[[], DetectionDataset]]) -> list[DetectionDataset]:

@@ -27,9 +27,9 @@ def draw_fraction(dataset: DetectionDataset, share: float, seed: int) -> Detecti
 
 def draw_count(dataset: DetectionDataset, count: int) -> DetectionDataset:
     """At most ``count`` images, the same whatever the seed; 0: all of them."""
-    return (
-        _part(dataset, _draw(dataset, min(1.0, count / len(dataset)), "count")) if count and len(dataset) else dataset
-    )
+    if not count or len(dataset) <= count:
+        return dataset
+    return _part(dataset, _draw(dataset, count / len(dataset), "count"))
 
 
 def _draw(dataset: DetectionDataset, share: float, stream: str) -> set[ImageId]:

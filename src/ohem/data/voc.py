@@ -25,7 +25,7 @@ from defusedxml.common import DefusedXmlException
 from numpy.typing import NDArray
 
 from ohem.data.dataset import DetectionDataset, ImageRecord
-from ohem.data.images import IMAGE_SUFFIXES, MAX_PIXELS, image_size
+from ohem.data.images import MAX_PIXELS, image_size, is_picture
 from ohem.data.rules import (
     BOX_ALLOWED,
     CLASSES_ALLOWED,
@@ -342,7 +342,7 @@ class _Pictures:
         self.folder = folder
         self.by_stem: dict[str, list[str]] = {}
         for path in sorted(folder.iterdir()):
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+            if is_picture(path):
                 self.by_stem.setdefault(path.stem, []).append(path.name)
         self.claimed: dict[Path, str] = {}
         self.misnamed = 0

@@ -19,7 +19,7 @@ import yaml
 from numpy.typing import NDArray
 
 from ohem.data.dataset import DetectionDataset, ImageRecord
-from ohem.data.images import IMAGE_SUFFIXES, image_size
+from ohem.data.images import image_size, is_picture
 from ohem.data.rules import (
     BOX_ALLOWED,
     CLASSES_ALLOWED,
@@ -301,7 +301,7 @@ def _pictures(root: Path, split: str, value: object, yaml_path: Path, faults: li
         if path is not None and is_file(path) and path.suffix.lower() == ".txt":
             pictures = list(_listed_pictures(root, path, faults))
         elif path is not None and is_folder(path):
-            pictures = sorted(file for file in _files(path) if file.suffix.lower() in IMAGE_SUFFIXES)
+            pictures = sorted(_pictures_below(path))
         else:
             allowed = f"a folder of pictures, or a text file that lists them, inside {root}"
             faults.append(Fault(yaml_path, split, quoted(entry), allowed))
@@ -316,14 +316,14 @@ def _pictures(root: Path, split: str, value: object, yaml_path: Path, faults: li
     return list(found.values())
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """All files inside, also through links to folders, each folder once; hidden ones are passed over."""
+def _pictures_below(folder: Path) -> Iterator[Path]:
+    """All pictures inside, also through links to folders, each folder once; hidden ones are passed over."""
     seen: set[Path] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         here = Path(place).resolve()
         folders[:] = sorted(name for name in folders if not name.startswith(".")) if here not in seen else []
         if here not in seen:
-            yield from (Path(place, name) for name in names if not name.startswith("."))
+            yield from filter(is_picture, (Path(place, name) for name in names))
         seen.add(here)
 
 

@@ -221,15 +221,19 @@ class FastRCNN(nn.Module):
         # What is left out gets a gradient of zero, and is carried through the whole backward pass with it.
         return [loss[index] for loss, index in zip(losses, selected, strict=True)], selected, score
 
+    @property
+    def box_dtype(self) -> torch.dtype:
+        """Boxes are of the detector's own type, and float32 at least."""
+        return torch.promote_types(self.delta_mean.dtype, torch.float32)
+
     def label(self, proposals: Tensor, target: Target) -> Rois:
         """The candidates of one image: its proposals (P, 4) and annotated objects; see :func:`ohem.rois.label_rois`.
 
-        Boxes of other types than the detector's, such as numpy's float64, become that, in float32 at least.
+        Boxes of other types, such as numpy's float64, become :attr:`box_dtype`.
         """
-        own = torch.promote_types(self.delta_mean.dtype, torch.float32)
         return label_rois(
-            proposals.to(own),
-            target["boxes"].to(own),
+            proposals.to(self.box_dtype),
+            target["boxes"].to(self.box_dtype),
             target["labels"],
             DeltaStats(self.delta_mean, self.delta_std),
             difficult=target.get("difficult"),

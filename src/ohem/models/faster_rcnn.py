@@ -86,7 +86,7 @@ class FasterRCNN(FastRCNN):
         return mean_losses([loss[index] for loss, index in zip(losses, selected, strict=True)])
 
     def _label_anchors(self, anchors: ScoredAnchors, target: Target) -> Rois:
-        boxes = target["boxes"].to(torch.promote_types(self.delta_mean.dtype, torch.float32))
+        boxes = target["boxes"].to(self.box_dtype)
         require_area("boxes", boxes)
         no = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
         difficult, crowd = target.get("difficult", no), target.get("crowd", no)

@@ -61,7 +61,7 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]  # torchvisi
         )
 
     def use(self, spec: RpnSpec) -> None:
-        """Propose as another spec says, in evaluation mode."""
+        """Propose in evaluation mode as another spec says: what :data:`ohem.models.spec.RPN_IN_USE` names."""
         self._pre_nms_top_n["testing"], self._post_nms_top_n["testing"] = spec.test_candidates, spec.test_proposals
         self.nms_thresh, self.score_thresh = spec.nms_iou, spec.min_score
 

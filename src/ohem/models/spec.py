@@ -151,6 +151,10 @@ class RpnSpec(Spec):
         return self
 
 
+RPN_IN_USE = ("test_candidates", "test_proposals", "nms_iou", "min_score")
+"""What of :class:`RpnSpec` may still change when a detector is trained."""
+
+
 class AnchoredRpnSpec(RpnSpec):
     """A region proposal network on one feature map, with anchors of one's own.
 

@@ -22,7 +22,15 @@ from pydantic import (
 
 from ohem.data.rules import quoted
 from ohem.errors import OhemError, did_you_mean
-from ohem.models.spec import DETECTORS, TORCHVISION_KINDS, AnyDetectorSpec, DetectorSpec, Spec, TorchvisionSpec
+from ohem.models.spec import (
+    DETECTORS,
+    RPN_IN_USE,
+    TORCHVISION_KINDS,
+    AnyDetectorSpec,
+    DetectorSpec,
+    Spec,
+    TorchvisionSpec,
+)
 from ohem.ranking import ExactRanking, HalfRanking, LowRankRanking, Ranking, RememberedRanking
 from ohem.recipes.files import apply_override, built_in_recipes, find_recipe, join_values, read_values
 from ohem.recipes.kinds import Kinds
@@ -295,18 +303,15 @@ def override_spec(spec: AnyDetectorSpec, overrides: Sequence[str]) -> AnyDetecto
         OhemError: a field that is unknown, wrong, or decides what the weights mean.
     """
     values = spec.model_dump(mode="json")
-    of_rpn = () if spec.rpn is None else _RPN_IN_USE
+    of_proposals = ("proposals.",) if spec.rpn is None else tuple(f"rpn.{name}=" for name in RPN_IN_USE)
+    allowed = ("detection.", "image.", *of_proposals)
     for override in overrides:
-        field = override.partition("=")[0]
-        if not field.startswith(("detection.", "image.", "proposals.")) and field not in of_rpn:
-            allowed = ", ".join(("detection.*", "image.*", "proposals.*" if spec.rpn is None else ", ".join(of_rpn)))
-            raise OhemError(f"{override}: found a setting of training; allowed: {allowed}")
+        if not override.startswith(allowed):
+            names = ", ".join(f"{name}*" if name.endswith(".") else name.rstrip("=") for name in allowed)
+            raise OhemError(f"{override}: found a setting of training; allowed: {names}")
         apply_override(values, override)
     return _validated(type(spec), values, "settings")
 
-
-_RPN_IN_USE = ("rpn.test_candidates", "rpn.test_proposals", "rpn.nms_iou", "rpn.min_score")
-"""What of a region proposal network decides which proposals a trained detector makes; see :class:`ohem.models.spec.RpnSpec`."""
 
 _S = TypeVar("_S", bound=Spec)
 

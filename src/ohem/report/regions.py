@@ -2,16 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ohem.data.check import check_dataset
 from ohem.data.dataset import DetectionDataset, ImageRecord
-from ohem.data.images import read_image
 from ohem.data.split import draw_count
 from ohem.errors import DataError, Fault, OhemError
 from ohem.mining import ScoredImage, score_images
+from ohem.models.fast_rcnn import FastRCNN
+from ohem.models.spec import AnyDetectorSpec
 from ohem.models.weights import load_detector
 from ohem.report.gallery import Outline, Sketch
 from ohem.report.runs import ReportedRun
@@ -71,30 +74,19 @@ def hardest_regions(
         file = find_weights(run.run.folder, "last")
         detector, spec, classes = load_detector(file)
         wanted = run.recipe.data.model_copy(update={"classes": classes})
-        sources = run.run.sources()
-        dataset = open_dataset(sources.train, wanted, reporter)
+        dataset = open_dataset(run.run.sources().train, wanted, reporter)
         drawn = draw_count(dataset, most_images)
         detector.to(pick_device(device))
-
-        def search(images: DetectionDataset) -> list[HardRegion]:
-            proposals = open_proposals(images, sources.proposals, spec.given_proposals, workers, reporter)
-            scored = score_images(
-                detector,
-                spec,
-                images.records,
-                proposals,
-                workers=workers,
-                progress=lambda done, total: reporter.progress(f"losses of {run.name}", done, total),
-            )
-            return [region for image in scored for region in hard_regions(image, PER_IMAGE)]
-
+        search = partial(_search, run, detector, spec, workers=workers, reporter=reporter)
         faults: list[Fault] = []
         try:
             found = search(drawn)
         except DataError:
-            drawn, faults = _readable(drawn)
+            faults = check_dataset(drawn)
             if not faults:
                 raise
+            bad = {fault.file for fault in faults}
+            drawn = replace(drawn, records=tuple(record for record in drawn.records if record.path not in bad))
             found = search(drawn)
     except OhemError as error:
         return [], str(error).splitlines()[0]
@@ -107,17 +99,25 @@ def hardest_regions(
     return sorted(found, key=lambda region: -region.loss), note
 
 
-def _readable(images: DetectionDataset) -> tuple[DetectionDataset, list[Fault]]:
-    """The images whose files can be read to their end, and what is wrong with the others."""
-    kept: list[ImageRecord] = []
-    faults: list[Fault] = []
-    for record in images.records:
-        try:
-            read_image(record.path)
-            kept.append(record)
-        except DataError as error:
-            faults += error.faults
-    return replace(images, records=tuple(kept)), faults
+def _search(
+    run: ReportedRun,
+    detector: FastRCNN,
+    spec: AnyDetectorSpec,
+    images: DetectionDataset,
+    *,
+    workers: int,
+    reporter: Reporter,
+) -> list[HardRegion]:
+    proposals = open_proposals(images, run.run.sources().proposals, spec.given_proposals, workers, reporter)
+    scored = score_images(
+        detector,
+        spec,
+        images.records,
+        proposals,
+        workers=workers,
+        progress=lambda done, total: reporter.progress(f"losses of {run.name}", done, total),
+    )
+    return [region for image in scored for region in hard_regions(image, PER_IMAGE)]
 
 
 def hard_regions(image: ScoredImage, most: int) -> list[HardRegion]:

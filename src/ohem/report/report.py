@@ -5,12 +5,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ohem.files import new_file
 from ohem.recipes.differences import differing_fields, flat_fields
 from ohem.report.accuracy import ap_rows, error_chart, error_rows, precision_recall_charts
 from ohem.report.gallery import Sketch, make_gallery, spread
 from ohem.report.log_charts import PARTS, cost_chart, learning_charts, mined_charts, return_chart, seconds
 from ohem.report.mistakes import false_positive_sketches, missed_sketches
-from ohem.report.page import new_page, write_page
+from ohem.report.page import write_page
 from ohem.report.regions import hardest_regions, region_sketches
 from ohem.report.runs import ReportedRun, open_runs
 from ohem.training.run import Run
@@ -52,7 +53,7 @@ def make_report(
     home = places[0] if len(places) == 1 else places[0].parent if places else Path()
     for place in places:
         Run.open(place)  # before anything is made in it
-    with new_page(out, home / "report.html") as path:
+    with new_file(out, home / "report.html") as path:
         runs = open_runs(places, data, reporter)
         sketches, notes = _sketches(runs, most_images, device, workers, reporter)
         gallery = make_gallery(sketches, progress=partial(reporter.progress, "cutting out pictures"))

@@ -13,9 +13,10 @@ from ohem.evaluation.columns import DetectionColumns, ObjectColumns, detection_c
 from ohem.evaluation.error_kinds import Errors, ap_without, find_errors
 from ohem.evaluation.results import load_coco_results
 from ohem.evaluation.voc import VocResult, evaluate_voc
+from ohem.judging import read_metrics
 from ohem.recipes.recipe import DataSpec, Recipe
 from ohem.report.svg import DISTINCT
-from ohem.training.run import Run, read_metrics
+from ohem.training.run import Run
 from ohem.workflow import Reporter, open_dataset
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ohem.errors import OhemError
+from ohem.judging import read_metrics
 from ohem.recipes.differences import differing_fields, flat_fields
+from ohem.recipes.recipe import Recipe
 from ohem.studies.statistics import Interval, interval
-from ohem.training.run import Run, read_metrics
+from ohem.training.run import Run
 
 METRICS = ("mAP, VOC07", "mAP, VOC12", "COCO AP", "COCO AP50")
 
@@ -55,14 +57,11 @@ def compare(folders: Sequence[Path]) -> Comparison:
     """
     runs = [Run.open(folder) for folder in folders]
     measured = [_evaluation(run) for run in runs]
-    # A fraction of the data is another one with each seed.
-    parts = [run.recipe().data.fraction < 1 for run in runs]
-    for seed in {run.recipe().seed for run in runs} if all(parts) else {None}:
-        same = [(f, run) for f, run in zip(folders, runs, strict=True) if seed in (None, run.recipe().seed)]
-        _require_equal("trained on", [f for f, _ in same], [run.data_fingerprint() for _, run in same])
+    specs = [run.recipe() for run in runs]
+    _require_same_data(folders, runs, specs)
     _require_equal("evaluated on", folders, [each["fingerprint"] for each in measured])
     _require_equal("evaluated with", folders, [_settings(each) for each in measured])
-    recipes = [flat_fields(run.recipe().model_dump(mode="json")) for run in runs]
+    recipes = [flat_fields(spec.model_dump(mode="json")) for spec in specs]
     changing = [key for key in differing_fields(recipes) if key != "seed"]
     arms: dict[str, dict[int, Mapping[str, float]]] = {}
     for folder, run, recipe, metrics in zip(folders, runs, recipes, measured, strict=True):
@@ -79,6 +78,16 @@ def compare(folders: Sequence[Path]) -> Comparison:
     return Comparison(listed, tuple(_differences(arm, listed[0]) for arm in listed[1:]), _warnings(runs))
 
 
+def _require_same_data(folders: Sequence[Path], runs: Sequence[Run], recipes: Sequence[Recipe]) -> None:
+    """All of one data set, or all of parts of one: those of one seed are the same, those of another are others."""
+    in_parts = all(recipe.data.fraction < 1 for recipe in recipes)
+    of_seed: dict[int | None, list[tuple[Path, str]]] = {}
+    for folder, run, recipe in zip(folders, runs, recipes, strict=True):
+        of_seed.setdefault(recipe.seed if in_parts else None, []).append((folder, run.data_fingerprint()))
+    for same in of_seed.values():
+        _require_equal("trained on", *zip(*same, strict=True))
+
+
 def _settings(metrics: Mapping[str, Any]) -> str:
     """What decides how a detector was used; the scales that it was trained at do not."""
     image = {key: value for key, value in metrics["settings"].get("image", {}).items() if key != "train_scales"}
@@ -86,15 +95,12 @@ def _settings(metrics: Mapping[str, Any]) -> str:
 
 
 def _evaluation(run: Run) -> dict[str, Any]:
+    name = shlex.quote(str(run.folder))
     if not run.weights_file.is_file():
-        raise OhemError(
-            f"{run.folder}: found a training that is not finished; allowed: ohem train --resume {shlex.quote(str(run.folder))}"
-        )
+        raise OhemError(f"{run.folder}: found a training that is not finished; allowed: ohem train --resume {name}")
     file = run.newest_evaluation()
     if file is None:
-        raise OhemError(
-            f"{run.folder}: found no evaluation; allowed after: ohem evaluate {shlex.quote(str(run.folder))} --data DATA"
-        )
+        raise OhemError(f"{run.folder}: found no evaluation; allowed after: ohem evaluate {name} --data DATA")
     metrics = read_metrics(file)
     if not {"fingerprint", "settings", "voc07", "voc12", "coco"} <= metrics.keys():
         raise OhemError(

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 from ohem.bootstrapping import harvest
 from ohem.data.dataset import DetectionDataset, Detections, ImageId, Proposals
@@ -115,10 +114,7 @@ class TrainJob:
             if number < rounds:
                 file = workshop.run_folder(name) / "harvest.json"
                 if not file.exists():
-                    spec = data_spec(data.classes)
-                    options: Any = {"proposals": data.proposals, "also": kept, "data_spec": spec}
-                    options |= {"device": workshop.device, "workers": workshop.workers, "reporter": workshop.reporter}
-                    harvest(run.folder, data.train, file, **options)
+                    _harvest(run, data, file, kept, workshop)
                 files, kept = (str(file),), load_proposals([file])[0]
         assert run is not None
         return run
@@ -301,9 +297,10 @@ def settings_digest(recipe: Recipe) -> str:
     Of weights files the names count, not the folders: results are collected from machines that keep them elsewhere.
     """
     values = recipe.model_dump(mode="json", exclude_defaults=True)
-    for place, name in ((values, "init_from"), (values.get("detector", {}).get("backbone", {}), "weights")):
-        if place.get(name):
-            place[name] = Path(place[name]).name
+    detector = values.get("detector", {})
+    for part, field in ((values, "init_from"), (detector, "weights"), (detector.get("backbone", {}), "weights")):
+        if part.get(field):
+            part[field] = Path(part[field]).name
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -312,6 +309,20 @@ def _recipe(training: Training, data: Data, *overrides: str) -> Recipe:
     named = [f"data.classes=[{','.join(spec.classes)}]"] if spec.classes else []
     rules = [f"data.other_classes={spec.other_classes}", f"data.bad_boxes={spec.bad_boxes}"]
     return load_recipe(training.recipe, [*named, *rules, *training.overrides, *overrides])
+
+
+def _harvest(run: Run, data: Data, file: Path, also: Proposals | None, workshop: Workshop) -> None:
+    harvest(
+        run.folder,
+        data.train,
+        file,
+        proposals=data.proposals,
+        also=also,
+        data_spec=data_spec(data.classes),
+        device=workshop.device,
+        workers=workshop.workers,
+        reporter=workshop.reporter,
+    )
 
 
 def _round(recipe: Recipe, rounds: int, init_from: Path | None) -> Recipe:

@@ -126,14 +126,14 @@ class Results:
             raise OhemError(f"{other}: found no folder; allowed: the --out of another ohem reproduce")
         others = Results(folder)
         new = {}
-        tested = self._tested()
+        tested = self._fingerprints()
         for path in sorted(folder.glob("*.json")):
             mine, theirs = self.get(path.stem), others.get(path.stem)
             if mine is None and theirs is not None:
                 new[path.stem] = theirs
             elif mine != theirs:
                 raise OhemError(f"{path}: found another result than {self.folder / path.name}; allowed: one of each")
-        for name, fingerprint in others._tested().items():
+        for name, fingerprint in others._fingerprints().items():
             if tested.get(name, fingerprint) != fingerprint:
                 raise OhemError(
                     f"{folder}: found results of {name} on other test images or proposals; allowed: the same"
@@ -142,7 +142,7 @@ class Results:
             self.put(name, result)
         return len(new)
 
-    def _tested(self) -> dict[str, str]:
+    def _fingerprints(self) -> dict[str, str]:
         """Training -> the fingerprint of what it was tested on."""
         found = {path.stem: self.get(path.stem) or {} for path in sorted(self.folder.glob("*.json"))}
         return {

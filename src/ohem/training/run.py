@@ -3,7 +3,7 @@
 ``recipe.yaml`` what was asked for; ``run.json`` data, fingerprint, seed, versions; ``log.jsonl`` one record a line;
 ``checkpoints/last.pt`` to go on from; ``weights.safetensors`` the result and ``best.safetensors`` the best on the
 validation split; ``snapshots/`` weights on the way, where the recipe asks for them; ``failed-step-*.pt`` a step whose
-loss was not finite.
+loss was not finite; ``.lock`` while a process trains it.
 """
 
 import fcntl
@@ -243,14 +243,11 @@ class Run:
         return [self._record(number, line) for number, line in enumerate(lines[:-1], start=1) if line]
 
     def _record(self, number: int, line: bytes) -> dict[str, Any]:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if not is_record(record):
+        record = read_record(line)
+        if record is None:
             found = quoted(line[:80].decode(errors="replace"))
             raise OhemError(f"{self.log_file}: line {number}: found {found}; allowed: {RECORD}")
-        return record  # type: ignore[no-any-return]
+        return record
 
     def newest_evaluation(self) -> Path | None:
         """The newest ``metrics.json`` in the folder."""
@@ -266,32 +263,23 @@ RECORD = "a JSON record with its kind and iteration, and numbers for losses, lr,
 _NUMBERS = ("lr", "loss_selected_rois", "loss_all_rois", "foreground_share", "peak_memory_mb")
 
 
-def is_record(found: Any) -> bool:
-    """Whether a line of a log says which kind of record it is and of which iteration, and holds no other than numbers
-    where its readers calculate. Numbers may be missing, as from the logs of older versions."""
+def read_record(line: bytes) -> dict[str, Any] | None:
+    """A line of a log; None where it is no record.
+
+    A record says its kind and iteration, and holds numbers where its readers calculate. They may be missing, as from logs
+    of older versions.
+    """
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
     if not isinstance(found, dict) or type(found.get("iteration")) is not int or not isinstance(found.get("kind"), str):
-        return False
+        return None
     seconds = found.get("seconds", {})
     if not isinstance(seconds, dict):
-        return False
-    known = (found[name] for name in _NUMBERS if found.get(name) is not None)
-    return all(type(value) in (int, float) for value in (*seconds.values(), *known))
-
-
-def read_metrics(file: Path) -> dict[str, Any]:
-    """What an evaluation's ``metrics.json`` holds.
-
-    Raises:
-        OhemError: it is damaged.
-    """
-    allowed = "an evaluation (evaluate again)"
-    try:
-        metrics = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise OhemError(f"{file}: found no readable JSON ({one_line(str(error))}); allowed: {allowed}") from error
-    if not isinstance(metrics, dict):
-        raise OhemError(f"{file}: found {type(metrics).__name__}; allowed: {allowed}")
-    return metrics
+        return None
+    numbers = (found[name] for name in _NUMBERS if found.get(name) is not None)
+    return found if all(type(value) in (int, float) for value in (*seconds.values(), *numbers)) else None
 
 
 def find_weights(source: Path | str, which: Weights) -> Path:

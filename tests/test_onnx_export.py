@@ -170,7 +170,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path, monkeypatch: pytest.
     there = tmp_path / "there.onnx"
     there.write_text("a user's own")
     weights = save(tmp_path, spec_of("resnet18", "align", 3, refine=0.05))
-    with pytest.raises(OhemError, match="exists already"):
+    with pytest.raises(OhemError, match="found something there already; allowed: a new file"):
         ohem.export_onnx(weights, there)
     assert there.read_text() == "a user's own"
     with pytest.raises(OhemError, match="one scale"):
@@ -187,9 +187,18 @@ def test_the_command_compares_on_a_data_set(
     data = make_shapes(tmp_path / "data", train=1, test=3)
     weights = save(tmp_path, spec_of("resnet18", "align", 3))
     monkeypatch.setenv("OHEM_CACHE", str(tmp_path / "cache"))
-    arguments = ["export", str(weights), "--onnx", str(tmp_path / "d.onnx"), "--data", f"{data}@test", "--check", "2"]
-    monkeypatch.setattr(sys, "argv", ["ohem", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code in (0, None)
+    arguments = ["export", str(weights), "--onnx", str(tmp_path / "d.onnx"), "--check", "2", "--data"]
+
+    def run(split: str) -> object:
+        monkeypatch.setattr(sys, "argv", ["ohem", *arguments, f"{data}@{split}"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code
+
+    assert run("tset") not in (0, None)
+    assert "tset" in capsys.readouterr().err
+    assert not (tmp_path / "d.onnx").exists(), "it would be in the way of the second try"
+    assert run("test") in (0, None)
     assert "2 images" in capsys.readouterr().out
+    assert run("test") not in (0, None)
+    assert "d.onnx: found something there already" in capsys.readouterr().err

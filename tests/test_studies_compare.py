@@ -1,6 +1,7 @@
 """``ohem compare``: any evaluated runs, paired by seed."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -124,6 +125,24 @@ def test_how_detectors_were_used_must_agree_and_how_they_were_trained_need_not(r
         compare(pair)
     with changed(pair[1], metrics, lambda m: m["settings"]["image"].update(train_scales=[50, 70])):
         assert len(compare(pair).arms) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda m: m.update(settings=[1]), "settings: found [1]"),
+        (lambda m: m["settings"].update(image=3), "settings.image: found 3"),
+        (lambda m: m["coco"].update(AP="high"), "coco.AP: found 'high'"),
+        (lambda m: m["voc07"].pop("mean_ap"), "voc07.mean_ap: found nothing"),
+        (lambda m: m.pop("fingerprint"), "fingerprint: found nothing"),
+    ],
+)
+def test_an_evaluation_that_says_something_else_is_named(runs: Path, change: Any, found: str) -> None:
+    with (
+        changed(runs / "hard-1", "evaluation/metrics.json", change),
+        pytest.raises(OhemError, match=re.escape(f"metrics.json: {found}; allowed: an evaluation of this version")),
+    ):
+        compare([runs / "random-1", runs / "hard-1"])
 
 
 def test_a_training_that_is_not_finished_is_refused(runs: Path) -> None:

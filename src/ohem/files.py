@@ -86,6 +86,12 @@ def require_free(folder: Path) -> None:
         raise OhemError(f"{folder}: found something there already; allowed: a new or empty folder")
 
 
+def require_new_file(path: Path) -> None:
+    """Raise OhemError where there is something at ``path`` already, be it a link that leads nowhere."""
+    if os.path.lexists(path):
+        raise OhemError(f"{path}: found something there already; allowed: a new file")
+
+
 def next_folder(folder: Path) -> Path:
     """The folder itself, or the first of ``folder-2``, ``folder-3``, ... that does not exist."""
     found, count = folder, 1
@@ -108,7 +114,8 @@ def new_file(wanted: Path | None, default: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     while not _made(path):
         if wanted is not None:
-            raise OhemError(f"{wanted}: found something there already; allowed: a new file")
+            require_new_file(wanted)
+            continue  # it has gone since
         count += 1
         path = default.with_name(f"{default.stem}-{count}{default.suffix}")
     try:

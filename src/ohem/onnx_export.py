@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image, nms, roi_align, roi_pool
 
 from ohem.boxes import decode_deltas
-from ohem.data.dataset import Detections
+from ohem.data.dataset import DetectionDataset, Detections, Proposals
 from ohem.data.loading import Draw, Samples, load_batches
 from ohem.errors import OhemError
 from ohem.extras import need
-from ohem.files import atomic_writer
+from ohem.files import atomic_writer, require_new_file
 from ohem.inference import candidates_of, detect_image
 from ohem.models.backbones import OneMapBackbone
 from ohem.models.fast_rcnn import FastRCNN
@@ -95,8 +95,7 @@ def export_onnx(source: Path, path: Path, *, weights: Weights = "best") -> Path:
             scales or refines boxes.
     """
     onnx = need("onnx", "onnx")
-    if path.exists():
-        raise OhemError(f"{path}: exists already; allowed: a new file")
+    require_new_file(path)
     file = find_weights(source, weights)
     detector, spec, classes = load_detector(file)
     if len(spec.image.test_scales) > 1 or spec.detection.refine is not None:
@@ -151,13 +150,30 @@ def check_onnx(
     Raises:
         OhemError: onnxruntime is not installed, or anything is wrong with weights, data or images.
     """
-    onnxruntime = need("onnxruntime", "onnx")
-    detector, spec, classes = load_detector(find_weights(source, weights))
-    detector.eval()
+    return compare_onnx(
+        source, path, *open_images(source, data, proposals, images, weights, reporter), weights, reporter
+    )
+
+
+def open_images(
+    source: Path, data: Sequence[str], proposals: Sequence[str], images: int, weights: Weights, reporter: Reporter
+) -> tuple[DetectionDataset, Proposals]:
+    """The images, with proposals, that :func:`check_onnx` detects in: what may be wrong with them is found here."""
+    need("onnxruntime", "onnx")
+    _, spec, classes = load_detector(find_weights(source, weights))
     spec_of_data = DataSpec(classes=classes, other_classes="drop", bad_boxes="drop")  # only images are looked at
     whole = open_dataset(data, spec_of_data, reporter)
     dataset = replace(whole, records=whole.records[:images])
-    boxes = open_proposals(dataset, proposals, spec.given_proposals, 1, reporter)
+    return dataset, open_proposals(dataset, proposals, spec.given_proposals, 1, reporter)
+
+
+def compare_onnx(
+    source: Path, path: Path, dataset: DetectionDataset, boxes: Proposals, weights: Weights, reporter: Reporter
+) -> Agreement:
+    """Detect in what :func:`open_images` opened; see :func:`check_onnx`."""
+    onnxruntime = need("onnxruntime", "onnx")
+    detector, spec, _ = load_detector(find_weights(source, weights))
+    detector.eval()
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     samples = Samples(dataset.records, boxes, spec.image, spec.max_proposals)
     ours, theirs = [], []

@@ -9,6 +9,7 @@ from ohem.cli.app import command
 from ohem.cli.options import ProposalFiles, WhichWeights
 from ohem.console import Console
 from ohem.errors import OhemError
+from ohem.files import require_new_file
 
 if TYPE_CHECKING:
     from ohem.onnx_export import Agreement
@@ -57,13 +58,15 @@ def _export_onnx(
     check: int,
     weights: Literal["best", "last"],
 ) -> "Agreement | None":
-    from ohem.onnx_export import BOX_BAR, SCORE_BAR, check_onnx, export_onnx
+    from ohem.onnx_export import BOX_BAR, SCORE_BAR, compare_onnx, export_onnx, open_images
 
+    require_new_file(onnx)
+    opened = open_images(run, data, proposals, check, weights, console) if data else None  # before the file is there
     path = export_onnx(run, onnx, weights=weights)
     console.result(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
-    if not data:
+    if opened is None:
         return None
-    found = check_onnx(run, path, data, proposals, images=check, weights=weights, reporter=console)
+    found = compare_onnx(run, path, *opened, weights, console)
     differences = f"{found.unmatched} in one of the two alone, boxes {found.box:.2g} px apart, scores {found.score:.2g}"
     if found.at_limit:
         differences += f" (and {found.at_limit} with the score at which the limit of detections cuts)"

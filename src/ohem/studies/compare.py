@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
+from ohem.data.rules import quoted
 from ohem.errors import OhemError
 from ohem.judging import read_metrics
 from ohem.recipes.differences import differing_fields, flat_fields
@@ -15,6 +18,26 @@ from ohem.studies.statistics import Interval, interval
 from ohem.training.run import Run
 
 METRICS = ("mAP, VOC07", "mAP, VOC12", "COCO AP", "COCO AP50")
+
+
+class _MeanAP(BaseModel):
+    mean_ap: float | None
+
+
+class _Coco(BaseModel):
+    AP: float | None
+    AP50: float | None
+
+
+class _Evaluation(BaseModel):
+    """What is read of an evaluation's ``metrics.json``."""
+
+    fingerprint: str
+    settings: dict[str, dict[str, Any] | None]
+    weights: str | None = None
+    voc07: _MeanAP
+    voc12: _MeanAP
+    coco: _Coco
 
 
 @dataclass(frozen=True)
@@ -59,7 +82,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
     measured = [_evaluation(run) for run in runs]
     specs = [run.recipe() for run in runs]
     _require_same_data(folders, runs, specs)
-    _require_equal("evaluated on", folders, [each["fingerprint"] for each in measured])
+    _require_equal("evaluated on", folders, [each.fingerprint for each in measured])
     _require_equal("evaluated with", folders, [_settings(each) for each in measured])
     recipes = [flat_fields(spec.model_dump(mode="json")) for spec in specs]
     changing = [key for key in differing_fields(recipes) if key != "seed"]
@@ -88,25 +111,28 @@ def _require_same_data(folders: Sequence[Path], runs: Sequence[Run], recipes: Se
         _require_equal("trained on", *zip(*same, strict=True))
 
 
-def _settings(metrics: Mapping[str, Any]) -> str:
+def _settings(found: _Evaluation) -> str:
     """What decides how a detector was used; the scales that it was trained at do not."""
-    image = {key: value for key, value in metrics["settings"].get("image", {}).items() if key != "train_scales"}
-    return json.dumps([metrics.get("weights"), {**metrics["settings"], "image": image}], sort_keys=True)
+    image = {key: value for key, value in (found.settings.get("image") or {}).items() if key != "train_scales"}
+    return json.dumps([found.weights, {**found.settings, "image": image}], sort_keys=True)
 
 
-def _evaluation(run: Run) -> dict[str, Any]:
+def _evaluation(run: Run) -> _Evaluation:
     name = shlex.quote(str(run.folder))
     if not run.weights_file.is_file():
         raise OhemError(f"{run.folder}: found a training that is not finished; allowed: ohem train --resume {name}")
     file = run.newest_evaluation()
     if file is None:
         raise OhemError(f"{run.folder}: found no evaluation; allowed after: ohem evaluate {name} --data DATA")
-    metrics = read_metrics(file)
-    if not {"fingerprint", "settings", "voc07", "voc12", "coco"} <= metrics.keys():
+    try:
+        return _Evaluation.model_validate(read_metrics(file))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where, found = ".".join(map(str, first["loc"])), quoted(first["input"])
         raise OhemError(
-            f"{file}: found no fingerprint or numbers; allowed: an evaluation of this version (evaluate again)"
-        )
-    return metrics
+            f"{file}: {where}: found {'nothing' if first['type'] == 'missing' else found}; "
+            "allowed: an evaluation of this version (evaluate again)"
+        ) from error
 
 
 def _require_equal(what: str, folders: Sequence[Path], values: Sequence[str]) -> None:
@@ -115,9 +141,8 @@ def _require_equal(what: str, folders: Sequence[Path], values: Sequence[str]) ->
             raise OhemError(f"{folder}: found a run {what} other data or settings than {folders[0]}; allowed: the same")
 
 
-def _numbers(metrics: Mapping[str, Any]) -> Mapping[str, float]:
-    coco = metrics["coco"]
-    values = (metrics["voc07"]["mean_ap"], metrics["voc12"]["mean_ap"], coco["AP"], coco["AP50"])
+def _numbers(found: _Evaluation) -> Mapping[str, float]:
+    values = (found.voc07.mean_ap, found.voc12.mean_ap, found.coco.AP, found.coco.AP50)
     return {name: 100 * value for name, value in zip(METRICS, values, strict=True) if value is not None}
 
 

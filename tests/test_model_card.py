@@ -60,7 +60,7 @@ def test_the_best_weights_come_with_the_accuracy_that_chose_them(tmp_path: Path)
 
 def test_nothing_is_overwritten_and_only_a_run_is_described(tmp_path: Path) -> None:
     run = a_run(tmp_path, small_recipe())
-    with pytest.raises(OhemError, match="exists already"):
+    with pytest.raises(OhemError, match="found something there already; allowed: a new or empty folder"):
         ohem.export_weights(run.folder, tmp_path)
     with pytest.raises(OhemError, match=r"run\.json"):
         ohem.export_weights(run.weights_file, tmp_path / "given")

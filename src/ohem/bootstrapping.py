@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ohem.data.dataset import ImageId, Proposals
 from ohem.errors import OhemError
-from ohem.files import write_atomically
+from ohem.files import require_new_file, write_atomically
 from ohem.mining import ScoredImage, score_images
 from ohem.models.weights import load_detector
 from ohem.recipes.recipe import DataSpec
@@ -72,8 +72,7 @@ def harvest(
     Raises:
         OhemError: ``out`` exists, or anything is wrong with the weights or the data.
     """
-    if out.exists():
-        raise OhemError(f"{out}: found a file there already; allowed: a new file")
+    require_new_file(out)
     detector, spec, classes = load_detector(find_weights(source, weights))
     if spec.given_proposals is None:
         raise OhemError(

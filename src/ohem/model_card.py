@@ -6,8 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ohem.errors import OhemError
-from ohem.files import atomic_writer, write_atomically
+from ohem.files import atomic_writer, require_free, write_atomically
 from ohem.models.spec import TorchvisionSpec
 from ohem.models.weights import load_detector
 from ohem.recipes.recipe import dump_recipe
@@ -71,17 +70,16 @@ def export_weights(source: Path, folder: Path, *, weights: Weights = "best") -> 
 
     Args:
         source: a run's folder.
-        folder: the new folder.
+        folder: a new or empty one.
         weights: which of the run's weights.
 
     Returns:
         The card.
 
     Raises:
-        OhemError: the folder exists, the source is no run, or it has no weights.
+        OhemError: there is something in the folder, the source is no run, or it has no weights.
     """
-    if folder.exists():
-        raise OhemError(f"{folder}: exists already; allowed: a new folder")
+    require_free(folder)
     run = Run.open(source)
     file = find_weights(source, weights)
     card = _card(run, file, folder.name)

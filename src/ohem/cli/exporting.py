@@ -20,7 +20,7 @@ def export(
     console: Console,
     run: Annotated[Path, typer.Argument(help="A run's folder, or a weights file.")],
     onnx: Annotated[Path | None, typer.Option(help="A new ONNX file.")] = None,
-    safetensors: Annotated[Path | None, typer.Option(help="A new folder: weights and a model card.")] = None,
+    safetensors: Annotated[Path | None, typer.Option(help="A new or empty folder: weights and a model card.")] = None,
     data: Annotated[
         list[str] | None, typer.Option(help="Compare with PyTorch on this data set's first images.")
     ] = None,

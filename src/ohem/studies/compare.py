@@ -87,9 +87,8 @@ def compare(folders: Sequence[Path]) -> Comparison:
     recipes = [flat_fields(spec.model_dump(mode="json")) for spec in specs]
     changing = [key for key in differing_fields(recipes) if key != "seed"]
     arms: dict[str, dict[int, Mapping[str, float]]] = {}
-    for folder, run, recipe, metrics in zip(folders, runs, recipes, measured, strict=True):
+    for folder, seed, recipe, metrics in zip(folders, (spec.seed for spec in specs), recipes, measured, strict=True):
         label = ", ".join(f"{key}={recipe[key]}" for key in changing if key in recipe) or "all alike"
-        seed = run.recipe().seed
         if seed in arms.setdefault(label, {}):
             raise OhemError(f"{folder}: found a second run of seed {seed} of {label}; allowed: one for each seed")
         arms[label][seed] = _numbers(metrics)

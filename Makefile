@@ -14,10 +14,10 @@ demo: $(VENV)/.installed  ## train the heuristic sampler and OHEM side by side o
 	$(OHEM) demo
 
 test: lint  ## lint, type-check and run the tests but the slow ones, in as many processes as there are cores
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto -m "not slow"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-all: lint  ## the same with the slow ones: several processes, full size, killed runs
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

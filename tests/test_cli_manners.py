@@ -63,14 +63,7 @@ def make_split(folder: Path) -> None:
     [
         (["trian"], "Did you mean 'train'?"),
         (["train", "--dta", "x"], "--data"),
-        (["data", "voc7"], "did you mean voc07?"),
-        (["train", "lite", "--data", "data"], "did you mean lite0?"),
-        (["train", "lite0", "optimzer.lr=1", "--data", "data"], "did you mean optimizer?"),
         (["train", "lite0", "sampler.nms_io=0.5", "--data", "data"], "did you mean nms_iou?"),
-        (
-            ["train", "lite0", "sampler=hardest", "--data", "data"],
-            "kind: found 'hardest' (did you mean hard?); allowed",
-        ),
         (["train", "lite0", "detector=fasterrcnn_resnet50_fnp", "--data", "data"], "mean fasterrcnn_resnet50_fpn?"),
         (["train", "lite0", "schedule.kind=cosin", "--data", "data"], "found 'cosin' (did you mean cosine?); allowed"),
         (["train", "lite0", "iterations=hard", "--data", "data"], "iterations: found 'hard'; allowed: "),

@@ -60,7 +60,7 @@ def test_random_damage_never_ends_in_another_exception(name: str, tmp_path: Path
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     chance = random.Random(0)
     refused = 0
-    for _ in range(300):
+    for _ in range(100):
         path = chance.choice(files)
         whole = path.read_bytes()
         damaged = bytearray(whole)
@@ -72,4 +72,4 @@ def test_random_damage_never_ends_in_another_exception(name: str, tmp_path: Path
         except OhemError:
             refused += 1
         path.write_bytes(whole)
-    assert refused > 100
+    assert refused > 30

@@ -394,9 +394,19 @@ def test_the_mean_is_over_what_the_sampler_caps(cap):
     assert total(None) == total(cap) != total({"image": "batch", "batch": "image"}[cap])
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vgg_cnn_m_1024"])
-@pytest.mark.parametrize("sizes", [[(130, 140)] * 3, [(130, 140), (150, 120), (130, 140)]], ids=["equal", "different"])
-@pytest.mark.parametrize("over", ["image", "batch"])
+EQUAL, DIFFERENT = [(130, 140)] * 3, [(130, 140), (150, 120), (130, 140)]
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "over"),
+    [
+        ("resnet18", EQUAL, "image"),
+        ("resnet18", EQUAL, "batch"),
+        ("resnet18", DIFFERENT, "image"),
+        ("resnet18", DIFFERENT, "batch"),
+        ("vgg_cnn_m_1024", DIFFERENT, "image"),
+    ],
+)
 def test_a_batchs_gradient_is_that_of_its_images_accumulated(name, sizes, over):
     """In double precision, so that the tolerance leaves no room for anything but rounding."""
     detector = new_detector(name).double()

@@ -53,7 +53,6 @@ def assert_same(first, second):
     "backbone",
     [
         BackboneSpec(name="tf_efficientnet_lite0", weights="none", strides=(16, 32)),
-        BackboneSpec(name="vgg16", weights="none"),
         BackboneSpec(name="vgg_cnn_m_1024", weights="none"),
     ],
     ids=lambda spec: spec.name,

@@ -171,8 +171,11 @@ def test_every_two_stage_builder_of_torchvision_is_here():
     assert sorted(BUILDERS) == [name for name in list_models(module=detection) if "rcnn" in name]
 
 
-@pytest.mark.parametrize("objects", [(TWO, ONE), (TWO, NONE), (NONE, NONE)], ids=["both", "one", "none"])
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize(
+    ("name", "objects"),
+    [*((name, (TWO, ONE)) for name in BUILDERS), (SMALL, (TWO, NONE)), (SMALL, (NONE, NONE))],
+    ids=[*BUILDERS, "an image without objects", "two of them"],
+)
 def test_one_step(name, objects):
     model = new(name)
     keys = list(model.state_dict())

@@ -45,13 +45,17 @@ def test_it_learns(sampler: str, shapes: Path, tmp_path: Path) -> None:
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("sampler", ["{kind: hard, rois_per_image: 8}", "{kind: random, rois_per_image: 8}"])
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("sampler", "workers"), [("hard", 1), ("random", 0)])
 def test_interrupted_training_ends_in_the_same_weights(
     sampler: str, workers: int, shapes: Path, tmp_path: Path
 ) -> None:
     images = AnnotatedImages(*open_shapes(shapes, "train"))
-    recipe = small_recipe(f"sampler={sampler}", "iterations=14", "detector.head.dropout=0.5", "checkpoint_every=4")
+    recipe = small_recipe(
+        f"sampler={{kind: {sampler}, rois_per_image: 8}}",
+        "iterations=14",
+        "detector.head.dropout=0.5",
+        "checkpoint_every=4",
+    )
     whole = start(tmp_path / "whole", recipe, images)
     assert train(whole, recipe, new_detector(recipe, images), images, workers=0)
 
@@ -89,11 +93,12 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_and_forgets_later_log_rec
     assert measured == [{k: v for k, v in r.items() if k not in ("seconds", "peak_memory_mb")} for r in whole.log()]
 
 
-def test_samplers_start_equal_and_see_the_same_images(shapes: Path) -> None:
+def test_samplers_start_equal(shapes: Path) -> None:
+    """By the recipe's seed, whatever was drawn before."""
     images = AnnotatedImages(*open_shapes(shapes, "train"))
     states = []
     for sampler in ("hard", "random"):
-        torch.manual_seed(5)
+        torch.manual_seed(len(states))
         states.append(new_detector(small_recipe(f"sampler={sampler}"), images).state_dict())
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 

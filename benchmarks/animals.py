@@ -27,9 +27,9 @@ from ohem.judging import run_detector
 from ohem.mining import mean_loss, score_images
 from ohem.models.spec import AnyDetectorSpec
 from ohem.models.weights import load_detector
+from ohem.opening import open_dataset, open_proposals
 from ohem.recipes.recipe import DataSpec
 from ohem.training.run import Run
-from ohem.workflow import open_dataset, open_proposals
 
 CLASSES = ("cat", "cow", "dog", "horse", "person", "sheep")
 RESULTS = Path(__file__).parent / "results"

@@ -455,9 +455,9 @@ if __name__ == "__main__":
 
     from ohem import cli
     from ohem.data.builtin import make_builtin
+    from ohem.opening import SILENT
     from ohem.proposals.cache import ProposalCache
     from ohem.studies import reproduce as study
     from ohem.studies.workshop import Workshop
-    from ohem.workflow import SILENT
 
     sys.exit(main())

@@ -29,12 +29,12 @@ from ohem.data.dataset import DetectionDataset, ImageRecord
 from ohem.data.sources import load_dataset
 from ohem.files import atomic_writer, write_atomically
 from ohem.models.weights import load_detector
+from ohem.opening import open_dataset, open_proposals
 from ohem.recipes.recipe import DataSpec
 from ohem.report.evidence import Evidence, gather_evidence
 from ohem.report.suspects import KINDS as SUSPECT_KINDS
 from ohem.report.suspects import find_suspects
 from ohem.training.run import Run
-from ohem.workflow import open_dataset, open_proposals
 
 CLASSES = ("cat", "cow", "dog", "horse", "person", "sheep")
 RESULTS = Path(__file__).parent / "results" / "label_errors"

@@ -9,10 +9,10 @@ from statistics import mean
 import ohem
 from ohem.console import Console
 from ohem.data.loading import make_sample
+from ohem.opening import open_dataset, open_proposals
 from ohem.proposals.cache import ProposalCache, ProposalSetting, make_proposals
 from ohem.recipes.recipe import load_recipe
 from ohem.training.run import Run
-from ohem.workflow import open_dataset, open_proposals
 from timing import line
 
 SEARCHED, DECODED, STEPS = 10, 200, 60

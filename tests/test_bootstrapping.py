@@ -13,11 +13,11 @@ from ohem.errors import OhemError
 from ohem.losses import RoiLosses
 from ohem.mining import ScoredImage, score_images
 from ohem.models.weights import load_detector
+from ohem.opening import SILENT, open_dataset, open_proposals
 from ohem.proposals.imports import load_coco_proposals
 from ohem.recipes.recipe import load_recipe
 from ohem.rois import Rois
 from ohem.training.run import Run
-from ohem.workflow import SILENT, open_dataset, open_proposals
 from shapes import make_shapes
 from test_studies import SMALL
 

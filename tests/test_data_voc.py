@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from corruptions import make_voc, voc_object, voc_xml
-from ohem.data.voc import VOC_CLASSES, read_voc, voc_splits
+from ohem.data.dataset import DetectionDataset
+from ohem.data.rules import Annotations, BadBoxes, OtherClasses
+from ohem.data.voc import VOC_CLASSES, label_voc, scan_voc, voc_class_list, voc_splits
 from ohem.errors import DataError, OhemError
 
 TRUNCATED = "<truncated>1</truncated>\n"
@@ -22,6 +24,20 @@ def root(tmp_path: Path) -> Path:
 
 def annotate(root: Path, image_id: str, objects: str, size: tuple[int, int] = (50, 40)) -> None:
     (root / "Annotations" / f"{image_id}.xml").write_text(voc_xml("", size, objects))
+
+
+def read_voc(
+    root: Path,
+    split: str | None,
+    classes: list[str] | None = None,
+    *,
+    other_classes: OtherClasses = "error",
+    bad_boxes: BadBoxes = "error",
+    annotations: Annotations = "required",
+) -> DetectionDataset:
+    """One split of one folder; several together are in test_data_sources."""
+    scan = scan_voc(root, split, bad_boxes=bad_boxes, annotations=annotations)
+    return label_voc(scan, voc_class_list([scan], classes), other_classes=other_classes)
 
 
 def edit(path: Path, old: str, new: str) -> None:

@@ -10,8 +10,8 @@ from PIL import Image
 
 from ohem.demo import _train, run_demo
 from ohem.errors import OhemError
+from ohem.opening import SILENT
 from ohem.training.run import Run
-from ohem.workflow import SILENT
 
 
 class Listener(type(SILENT)):  # type: ignore[misc]

@@ -17,13 +17,13 @@ from ohem.data.dataset import ImageRecord
 from ohem.errors import OhemError
 from ohem.evaluation.error_kinds import KINDS
 from ohem.files import new_file
+from ohem.opening import SILENT
 from ohem.report.accuracy import error_chart
 from ohem.report.gallery import Outline, Sketch, make_gallery, spread
 from ohem.report.log_charts import returned_shares
 from ohem.report.report import _facts, make_report
 from ohem.report.runs import open_runs
 from ohem.report.svg import Bar, Line, bar_chart, layer_chart, line_chart, nice_step
-from ohem.workflow import SILENT
 from shapes import CLASSES, make_shapes, small_recipe
 
 
@@ -234,7 +234,7 @@ def test_a_run_whose_data_are_gone_has_its_log_and_the_page_says_what_is_missing
     assert "No pictures." in html
     assert '<h2 id="cost">' in html
     with pytest.raises(OhemError, match="found no such file or folder"):
-        make_report([tmp_path / "run"], data=[f"{tmp_path / 'gone'}@test"], workers=0)
+        make_report([tmp_path / "run"], data=f"{tmp_path / 'gone'}@test", workers=0)
 
 
 def test_a_page_has_its_place_from_the_beginning_and_leaves_it_when_it_fails(tmp_path: Path) -> None:

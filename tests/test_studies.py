@@ -9,6 +9,7 @@ import pytest
 
 from ohem.data.dataset import ImageRecord
 from ohem.errors import OhemError
+from ohem.opening import SILENT
 from ohem.recipes.recipe import load_recipe, override_spec
 from ohem.studies.book import Book
 from ohem.studies.claims import CLAIMS, judge_all
@@ -23,7 +24,6 @@ from ohem.studies.runner import duration, needs_of, plan_jobs, progress_of, run_
 from ohem.studies.tables import fill
 from ohem.studies.workshop import Results, Workshop
 from ohem.training.run import Run
-from ohem.workflow import SILENT
 from shapes import make_shapes
 
 MACHINE = {"cpu_count": 2, "processor": "made"}

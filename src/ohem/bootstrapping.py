@@ -18,9 +18,9 @@ from ohem.errors import OhemError
 from ohem.files import require_new_file, write_atomically
 from ohem.mining import ScoredImage, score_images
 from ohem.models.weights import load_detector
+from ohem.opening import SILENT, Reporter, open_dataset, open_proposals, pick_device
 from ohem.recipes.recipe import DataSpec
 from ohem.training.run import Weights, find_weights
-from ohem.workflow import SILENT, Reporter, open_dataset, open_proposals, pick_device
 
 Harvest = dict[ImageId, NDArray[np.float32]]
 """Image id -> (K, 4) boxes, as :data:`ohem.data.dataset.Proposals`."""
@@ -42,7 +42,7 @@ def harvest(
     data: Sequence[str] | str,
     out: Path,
     *,
-    proposals: Sequence[str] = (),
+    proposals: Sequence[str] | str = (),
     also: Proposals | None = None,
     max_background: float = 0.5,
     weights: Weights = "last",

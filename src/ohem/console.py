@@ -23,7 +23,7 @@ from ohem.errors import printable
 
 
 class Console:
-    """A reporter for :mod:`ohem.workflow` on a terminal. Progress ends with its ``with`` block at the latest.
+    """An :class:`ohem.opening.Reporter` on a terminal. Progress ends with its ``with`` block at the latest.
 
     Args:
         as_json: the answer is one JSON document, and stdout holds nothing else.

@@ -16,9 +16,9 @@ from ohem.files import write_atomically
 from ohem.judging import run_detector
 from ohem.mining import mean_loss, score_images
 from ohem.models.weights import load_detector
+from ohem.opening import Reporter
 from ohem.proposals.cache import ProposalCache, ProposalSetting, make_proposals
 from ohem.training.run import Run
-from ohem.workflow import Reporter
 
 ARMS = {"random": "heuristic sampler", "hard": "OHEM"}
 EARLY = 50
@@ -65,7 +65,7 @@ def run_demo(
         cache,
         ProposalSetting(),
         2,
-        lambda p: reporter.progress("selective search", p.done, p.total),
+        partial(reporter.progress, "selective search"),
     )
     for kind in ARMS:
         _train(folder / kind, kind, f"{data}@train", cache, iterations, seed, reporter, quiet)

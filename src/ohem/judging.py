@@ -3,11 +3,12 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ohem.data.dataset import Detections, ImageId, ImageRecord, Proposals
-from ohem.data.rules import one_line
+from ohem.data.rules import BadBoxes, OtherClasses, one_line
 from ohem.data.sources import as_names
 from ohem.errors import OhemError
 from ohem.evaluation.coco import CocoResult, evaluate_coco
@@ -19,9 +20,9 @@ from ohem.models.fast_rcnn import FastRCNN
 from ohem.models.faster_rcnn import FasterRCNN
 from ohem.models.spec import AnyDetectorSpec
 from ohem.models.weights import load_detector
+from ohem.opening import SILENT, Reporter, open_dataset, open_proposals, pick_device
 from ohem.recipes.recipe import DataSpec, override_spec
 from ohem.training.run import Weights, find_weights, fingerprint
-from ohem.workflow import SILENT, Reporter, open_dataset, open_proposals, pick_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,14 +39,14 @@ class Evaluation:
 
 def evaluate(
     source: Path | str,
-    data: Sequence[str],
+    data: Sequence[str] | str,
     *,
-    proposals: Sequence[str] = (),
+    proposals: Sequence[str] | str = (),
     out: Path | None = None,
     weights: Weights = "best",
     overrides: Sequence[str] = (),
-    other_classes: Literal["error", "drop"] = "drop",
-    bad_boxes: Literal["error", "drop"] = "error",
+    other_classes: OtherClasses = "drop",
+    bad_boxes: BadBoxes = "error",
     device: str | None = None,
     workers: int = 1,
     reporter: Reporter = SILENT,
@@ -147,7 +148,7 @@ def run_detector(
         spec.detection,
         max_proposals=spec.max_proposals,
         workers=workers,
-        progress=lambda done, total: reporter.progress("detecting", done, total),
+        progress=partial(reporter.progress, "detecting"),
     )
 
 

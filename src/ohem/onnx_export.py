@@ -28,9 +28,9 @@ from ohem.models.roi_head import Feature, Pyramid
 from ohem.models.roi_pooling import SAMPLES
 from ohem.models.spec import DetectionSpec
 from ohem.models.weights import load_detector
+from ohem.opening import SILENT, Reporter, open_dataset, open_proposals
 from ohem.recipes.recipe import DataSpec
 from ohem.training.run import Weights, find_weights
-from ohem.workflow import SILENT, Reporter, open_dataset, open_proposals
 
 OPSET = 17
 """The first with RoIAlign that is half-pixel correct is 16."""
@@ -129,8 +129,8 @@ def export_onnx(source: Path, path: Path, *, weights: Weights = "best") -> Path:
 def check_onnx(
     source: Path,
     path: Path,
-    data: Sequence[str],
-    proposals: Sequence[str] = (),
+    data: Sequence[str] | str,
+    proposals: Sequence[str] | str = (),
     *,
     images: int = 50,
     weights: Weights = "best",
@@ -156,7 +156,12 @@ def check_onnx(
 
 
 def open_images(
-    source: Path, data: Sequence[str], proposals: Sequence[str], images: int, weights: Weights, reporter: Reporter
+    source: Path,
+    data: Sequence[str] | str,
+    proposals: Sequence[str] | str,
+    images: int,
+    weights: Weights,
+    reporter: Reporter,
 ) -> tuple[DetectionDataset, Proposals]:
     """The images, with proposals, that :func:`check_onnx` detects in: what may be wrong with them is found here."""
     need("onnxruntime", "onnx")

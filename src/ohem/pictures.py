@@ -22,8 +22,8 @@ from ohem.errors import DataError, Fault, OhemError
 from ohem.files import atomic_writer, new_folder, write_atomically
 from ohem.judging import run_detector
 from ohem.models.weights import load_detector
+from ohem.opening import SILENT, Reporter, open_proposals
 from ohem.training.run import Weights, find_weights
-from ohem.workflow import SILENT, Reporter, open_proposals
 
 JPEG_MAX_SIDE = 65500
 """Pixels, of libjpeg."""

@@ -12,9 +12,9 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from ohem.models.products import linear
+from ohem.models.products import FloatType, linear
 from ohem.models.roi_head import RoIHead
-from ohem.samplers import require_at_least, require_share
+from ohem.samplers import require_one_or_more, require_share
 
 FITTED_ROIS = 1024
 """RoIs from which a copy of the head is made."""
@@ -56,12 +56,12 @@ class LowRankRanking:
     rank: int = 256
     share: float = 0.2
     refresh: int = 50
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: FloatType = "float32"
 
     def __post_init__(self) -> None:
-        require_at_least("rank", self.rank, 1)
+        require_one_or_more("rank", self.rank)
         require_share("share", self.share)
-        require_at_least("refresh", self.refresh, 1)
+        require_one_or_more("refresh", self.refresh)
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,19 @@ class RememberedRanking:
 
     share: float = 0.25
     refresh: int = 8
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: FloatType = "float32"
 
     def __post_init__(self) -> None:
         require_share("share", self.share)
-        require_at_least("refresh", self.refresh, 1)
+        require_one_or_more("refresh", self.refresh)
 
 
 Ranking = ExactRanking | HalfRanking | LowRankRanking | RememberedRanking
+
+
+def precision_of(ranking: Ranking) -> FloatType:
+    """The type of the matrix products that rank."""
+    return "float32" if isinstance(ranking, ExactRanking) else ranking.precision
 
 
 class ThinHead(nn.Module):

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from ohem.losses import RoiLosses
 from ohem.rois import Rois
-from ohem.samplers import Score, draw, hard_examples, require_at_least, require_share
+from ohem.samplers import Score, draw, hard_examples, require_one_or_more, require_share
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class IoUBalancedSampler:
     bg_hi: float = 0.5
 
     def __post_init__(self) -> None:
-        require_at_least("rois_per_image", self.rois_per_image, 1)
+        require_one_or_more("rois_per_image", self.rois_per_image)
         require_share("fg_fraction", self.fg_fraction)
-        require_at_least("bins", self.bins, 1)
+        require_one_or_more("bins", self.bins)
         if not 0 < self.bg_hi <= 1:
             raise ValueError(f"bg_hi: found {self.bg_hi}; allowed: above 0, to 1")
 
@@ -82,8 +82,8 @@ class RankSampler:
     dropout: bool = True
 
     def __post_init__(self) -> None:
-        require_at_least("rois_per_image", self.rois_per_image, 1)
-        require_at_least("pressure", self.pressure, 1)
+        require_one_or_more("rois_per_image", self.rois_per_image)
+        require_one_or_more("pressure", self.pressure)
 
     def __call__(self, rois: list[Rois], score: Score, rng: Generator) -> list[Tensor]:
         """A choice for each image, in the order in which it was drawn."""
@@ -128,8 +128,8 @@ class StratifiedSampler:
     dropout: bool = True
 
     def __post_init__(self) -> None:
-        require_at_least("rois_per_image", self.rois_per_image, 1)
-        require_at_least("strata", self.strata, 1)
+        require_one_or_more("rois_per_image", self.rois_per_image)
+        require_one_or_more("strata", self.strata)
         if self.nms_iou is not None:
             require_share("nms_iou", self.nms_iou)
 
@@ -166,7 +166,7 @@ class QuotaSampler:
     dropout: bool = True
 
     def __post_init__(self) -> None:
-        require_at_least("rois_per_image", self.rois_per_image, 1)
+        require_one_or_more("rois_per_image", self.rois_per_image)
         require_share("fg_fraction", self.fg_fraction)
 
     def __call__(self, rois: list[Rois], score: Score, rng: Generator) -> list[Tensor]:

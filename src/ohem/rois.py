@@ -35,6 +35,11 @@ class Rois:
         return Rois(self.boxes[index], self.labels[index], self.max_iou[index], self.deltas[index])
 
 
+def greatest_iou(boxes: Tensor, truth: Tensor) -> Tensor:
+    """(R, 4) and (G, 4) -> (R,) the overlap of each box with the one of ``truth`` that it overlaps most; 0 of none."""
+    return box_iou(boxes, truth).amax(dim=1) if len(truth) else boxes.new_zeros(len(boxes))
+
+
 def label_rois(
     proposals: Tensor,
     boxes: Tensor,

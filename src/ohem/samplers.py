@@ -160,7 +160,7 @@ class HardSampler:
     fill: bool = False
 
     def __post_init__(self) -> None:
-        require_at_least("rois_per_image", self.rois_per_image, 1)
+        require_one_or_more("rois_per_image", self.rois_per_image)
         if self.nms_iou is not None:
             require_share("nms_iou", self.nms_iou)
 
@@ -208,7 +208,7 @@ class RandomSampler:
     bg_lo: float = 0.1
 
     def __post_init__(self) -> None:
-        require_at_least("rois_per_image", self.rois_per_image, 1)
+        require_one_or_more("rois_per_image", self.rois_per_image)
         if self.fg_fraction is not None:
             require_share("fg_fraction", self.fg_fraction)
         require_share("bg_lo", self.bg_lo)
@@ -236,10 +236,15 @@ class AllSampler:
         return [(image.labels >= 0).nonzero().squeeze(1) for image in rois]
 
 
-def require_at_least(name: str, value: float, least: float) -> None:
+def ranks_together(sampler: Sampler | None) -> bool:
+    """Whether the sampler takes the hardest of a batch, wherever they are, and not so many of each image."""
+    return getattr(sampler, "cap", "image") == "batch"
+
+
+def require_one_or_more(name: str, value: float) -> None:
     """Raise ValueError for a setting that is too small, infinite, or not a number."""
-    if not least <= value < math.inf:
-        raise ValueError(f"{name}: found {value}; allowed: {least} or more")
+    if not 1 <= value < math.inf:
+        raise ValueError(f"{name}: found {value}; allowed: 1 or more")
 
 
 def require_share(name: str, value: float) -> None:

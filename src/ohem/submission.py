@@ -21,9 +21,9 @@ from ohem.evaluation.results import save_coco_results, save_voc_results
 from ohem.files import atomic_writer, new_folder
 from ohem.judging import beside, run_detector
 from ohem.models.weights import load_detector
+from ohem.opening import SILENT, Reporter, open_dataset, open_proposals
 from ohem.recipes.recipe import DataSpec, override_spec
 from ohem.training.run import Weights, find_weights
-from ohem.workflow import SILENT, Reporter, open_dataset, open_proposals
 
 Server = Literal["voc12", "coco"]
 """``voc12``: host.robots.ox.ac.uk:8080, competition 4 (training data of one's own choice); ``coco``: COCO's, boxes."""
@@ -70,7 +70,7 @@ def submit(
     server: Server,
     data: str,
     *,
-    proposals: Sequence[str] = (),
+    proposals: Sequence[str] | str = (),
     out: Path | None = None,
     name: str | None = None,
     test_set: str | None = None,
@@ -173,7 +173,7 @@ def _best(found: Mapping[ImageId, Detections], most: int, reporter: Reporter) ->
 
 
 def _pack_voc(folder: Path, name: str, dataset: DetectionDataset, found: Mapping[ImageId, Detections]) -> Path:
-    files = save_voc_results(folder / "results" / "VOC2012" / "Main", dataset, found, "test", "comp4")
+    files = save_voc_results(folder / "results" / "VOC2012" / "Main", dataset, found, "test")
     archive = folder / f"{name}.tar.gz"
     with (
         atomic_writer(archive) as stream,

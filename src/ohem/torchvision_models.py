@@ -17,13 +17,12 @@ from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.ssd import SSD
-from torchvision.ops import box_iou
 
 from ohem.losses import TORCHVISION_BETA, RoiLosses, anchor_losses, at_least_float32, require_finite, roi_losses
-from ohem.models.fast_rcnn import LossLayer
+from ohem.models.fast_rcnn import KnownLosses
 from ohem.models.roi_head import read_only
-from ohem.rois import Rois
-from ohem.samplers import Sampler, checked, require_at_least
+from ohem.rois import Rois, greatest_iou
+from ohem.samplers import Sampler, checked, require_one_or_more
 
 NOTHING_TO_CHOOSE = {
     RetinaNet: "it classifies all anchors, and focal loss weighs the easy ones down; train it as it is",
@@ -65,7 +64,7 @@ def use_sampler(model: nn.Module, sampler: Sampler, *, ranking_chunk: int = 512)
             sampler), or ``ranking_chunk`` is less than 1. In a later training step: see
             :class:`ohem.losses.NonFiniteLossError` and :func:`ohem.samplers.checked`.
     """
-    require_at_least("ranking_chunk", ranking_chunk, 1)
+    require_one_or_more("ranking_chunk", ranking_chunk)
     for heads in _parts(model, RoIHeads):
         _let_mine(heads, MiningRoIHeads, Mining(sampler, ranking_chunk))
 
@@ -256,7 +255,7 @@ class MiningRoIHeads(_Mined, RoIHeads):  # type: ignore[misc]  # torchvision has
         foreground, deltas = labels > 0, torch.zeros_like(boxes)
         deltas[foreground] = self.box_coder.encode_single(truth[match[foreground]], boxes[foreground])
         return Rois(
-            at_least_float32(boxes), labels, at_least_float32(_greatest_iou(boxes, truth)), at_least_float32(deltas)
+            at_least_float32(boxes), labels, at_least_float32(greatest_iou(boxes, truth)), at_least_float32(deltas)
         )
 
     def _score(
@@ -302,7 +301,7 @@ class MiningRPN(_Mined, RegionProposalNetwork):  # type: ignore[misc]
         self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """As torchvision's. Anchors and their overlaps are kept until :meth:`compute_loss`, which follows."""
-        overlaps = [_greatest_iou(boxes, target["boxes"]) for boxes, target in zip(anchors, targets, strict=True)]
+        overlaps = [greatest_iou(boxes, target["boxes"]) for boxes, target in zip(anchors, targets, strict=True)]
         self._anchors = list(zip(anchors, overlaps, strict=True))
         result: tuple[list[Tensor], list[Tensor]] = super().assign_targets_to_anchors(anchors, targets)
         return result
@@ -326,7 +325,7 @@ class MiningRPN(_Mined, RegionProposalNetwork):  # type: ignore[misc]
         scored = (torch.split(each.detach(), sizes) for each in (objectness.flatten(), pred_bbox_deltas))
         losses = [anchor_losses(*image) for image in zip(*scored, rois, strict=True)]
         require_finite(losses, rois, "anchor")
-        chosen = checked(self.mining.sampler(rois, LossLayer(losses), torch.default_generator), rois, "anchor")
+        chosen = checked(self.mining.sampler(rois, KnownLosses(losses), torch.default_generator), rois, "anchor")
         if not sum(map(len, chosen)):
             return objectness[:0].sum(), pred_bbox_deltas[:0].sum()
         trained = [
@@ -346,10 +345,6 @@ class MiningRPN(_Mined, RegionProposalNetwork):  # type: ignore[misc]
 def _every_labelled(labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """In place of torchvision's sampler: all foreground, all background."""
     return [label > 0 for label in labels], [label == 0 for label in labels]
-
-
-def _greatest_iou(boxes: Tensor, truth: Tensor) -> Tensor:
-    return box_iou(boxes, truth).amax(dim=1) if len(truth) else boxes.new_zeros(len(boxes))
 
 
 def _take(values: Sequence[Tensor], chosen: Sequence[Tensor]) -> list[Tensor]:

@@ -2,136 +2,28 @@
 
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 
-from ohem.data.check import load_checked
-from ohem.data.dataset import DetectionDataset, Proposals
-from ohem.data.rules import Annotations
-from ohem.data.sources import load_dataset
 from ohem.data.split import draw_fraction, hold_out
-from ohem.errors import DataError, OhemError
+from ohem.errors import OhemError
 from ohem.files import next_folder, require_free
 from ohem.models.fast_rcnn import FastRCNN
 from ohem.models.products import has_arithmetic
-from ohem.models.spec import ProposalSpec
-from ohem.proposals.cache import ProposalCache, ProposalSetting, default_cache_path, make_proposals
-from ohem.proposals.imports import load_proposals, validate_proposals
-from ohem.ranking import LowRankRanking, RememberedRanking
-from ohem.recipes.recipe import RANKINGS, DataSpec, Recipe
+from ohem.opening import SILENT, Reporter, open_dataset, open_proposals, pick_device
+from ohem.ranking import LowRankRanking, RememberedRanking, precision_of
+from ohem.recipes.recipe import RANKINGS, Recipe
+from ohem.samplers import ranks_together
 from ohem.training.loop import AnnotatedImages, Observer, new_detector
 from ohem.training.loop import train as train_loop
 from ohem.training.processes import Processes
 from ohem.training.run import Run, Sources, fingerprint, newest_folder
 from ohem.training.tensorboard import tensorboard_observer
-
-
-class Reporter(Protocol):
-    """How long work tells of itself."""
-
-    def say(self, text: str) -> None:
-        """One sentence for the user."""
-
-    def warn(self, text: str) -> None:
-        """One sentence about what was left out or is wrong; it is shown where nothing else is."""
-
-    def progress(self, task: str, done: int, total: int) -> None:
-        """``done`` of ``total`` pieces of ``task`` are finished."""
-
-    def record(self, record: Mapping[str, Any]) -> None:
-        """A log record of training."""
-
-
-class _Silent:
-    """A reporter that says nothing."""
-
-    def say(self, text: str) -> None:
-        """Nothing."""
-
-    def warn(self, text: str) -> None:
-        """Nothing."""
-
-    def progress(self, task: str, done: int, total: int) -> None:
-        """Nothing."""
-
-    def record(self, record: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-
-SILENT = _Silent()
-
-
-def open_dataset(
-    sources: Sequence[str], spec: DataSpec, reporter: Reporter, annotations: Annotations = "required"
-) -> DetectionDataset:
-    """Read and join data sets, and look at every image's header, before anything long begins.
-
-    ``annotations`` as in :func:`ohem.data.sources.load_dataset`.
-
-    Raises:
-        DataError: with all faults of all annotations and images.
-    """
-    dataset = load_checked(
-        lambda: load_dataset(
-            sources,
-            spec.classes,
-            other_classes=spec.other_classes,
-            bad_boxes=spec.bad_boxes,
-            annotations=annotations,
-        ),
-        decode=False,
-        progress=lambda done, total: reporter.progress("checking images", done, total),
-    )
-    for note in dataset.notes:
-        reporter.warn(f"{dataset.name}: {note}")
-    return dataset
-
-
-def open_proposals(
-    dataset: DetectionDataset,
-    files: Sequence[str],
-    spec: ProposalSpec | None,
-    workers: int,
-    reporter: Reporter,
-    cache: Path | None = None,
-) -> Proposals:
-    """Proposals from the named files, or selective search's, made where they are missing and kept in a cache file.
-
-    None of any image where ``spec`` is None: for a detector that makes its own.
-
-    Raises:
-        OhemError: a file is unreadable, does not have the boxes of every image, or is of no use.
-    """
-    if spec is None:
-        if files:
-            raise OhemError(f"proposals: found {files[0]}; allowed for a detector with a region proposal network: none")
-        return {record.id: np.zeros((0, 4), np.float32) for record in dataset.records}
-    if files:
-        proposals, notes = load_proposals([Path(name) for name in files])
-        for note in notes:
-            reporter.say(note)
-        faults = validate_proposals(proposals, dataset.records)
-        if faults:
-            raise DataError(faults)
-        return proposals
-    setting = ProposalSetting(mode=spec.mode)
-    path = cache or default_cache_path(dataset, setting)
-    report = make_proposals(
-        dataset.records,
-        path,
-        setting,
-        max(workers, 1),
-        lambda p: reporter.progress("selective search", p.done, p.total),
-    )
-    if report.made:
-        reporter.say(f"proposals of {report.made} images made in {report.seconds:.0f} s, kept in {path}")
-    return ProposalCache(path)
 
 
 def train(
@@ -270,12 +162,12 @@ def _create_run(
 
 def _require_together(recipe: Recipe, processes: Processes) -> None:
     processes.require_enough(recipe.images_per_step)
-    if processes.count > 1 and getattr(recipe.sampler, "cap", "image") == "batch":
+    if processes.count > 1 and ranks_together(recipe.sampler):
         raise OhemError(
             "sampler.cap: found batch; allowed with several processes: image, since each ranks its own images"
         )
     if processes.count > 1 and isinstance(recipe.ranking, LowRankRanking | RememberedRanking):
-        kind = RANKINGS.write(recipe.ranking)["kind"]  # each process would have a state of its own
+        kind = RANKINGS.name_of(recipe.ranking)  # each process would have a state of its own
         raise OhemError(f"ranking: found {kind}; allowed with several processes: exact, half")
 
 
@@ -353,7 +245,7 @@ def _train(
             observer(record)
 
     start, own_device = time.perf_counter(), processes.own_device(pick_device(device))
-    precision = getattr(prepared.recipe.ranking, "precision", "float32")
+    precision = precision_of(prepared.recipe.ranking)
     if precision != "float32" and not has_arithmetic(own_device, getattr(torch, precision)):
         reporter.warn(
             f"ranking.precision: this processor has no arithmetic for {precision}; float32 products of rounded numbers"
@@ -375,19 +267,3 @@ def _train(
     share = 100 * prepared.seconds / total
     reporter.say(f"{total:.0f} s in all, {share:.0f} % of it checking data and making proposals")
     return finished
-
-
-def pick_device(name: str | None) -> torch.device:
-    """The named device, or CUDA where there is one, or the CPU.
-
-    Raises:
-        OhemError: no such device.
-    """
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise OhemError(
-            f"device: found {name!r} ({str(error).splitlines()[0]}); allowed: cpu, or a GPU of this machine"
-        ) from error
-    return device

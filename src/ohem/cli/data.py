@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Literal
@@ -81,7 +82,7 @@ def check(
     dataset = load_checked(
         lambda: load_dataset(data, class_names(classes), other_classes=other_classes, bad_boxes=bad_boxes),
         decode=True,
-        progress=lambda done, total: console.progress("decoding images", done, total),
+        progress=partial(console.progress, "decoding images"),
     )
     found = summary(dataset)
     console.answer({"name": dataset.name, **asdict(found)})
@@ -122,10 +123,10 @@ def propose(
     [cyan]ohem propose VOC2007@test --proposals voc_2007_test.mat[/cyan]
     """
     from ohem.models.spec import ProposalSpec
+    from ohem.opening import open_dataset, open_proposals
     from ohem.proposals.cache import ProposalCache
     from ohem.proposals.recall import proposal_recall
     from ohem.recipes.recipe import DataSpec
-    from ohem.workflow import open_dataset, open_proposals
 
     dataset = open_dataset(data, DataSpec(bad_boxes="drop"), console)
     found = open_proposals(dataset, proposals or [], ProposalSpec(mode=mode), workers, console, cache=out)

@@ -66,6 +66,21 @@ class AnnotationError(DataError):
         self.pictures = tuple(pictures)
 
 
+def read_text(path: Path, most_bytes: int | None = None) -> str:
+    """The text of a file in UTF-8, with a byte order mark or without.
+
+    Raises:
+        DataError: it cannot be read, or is larger than ``most_bytes``.
+    """
+    try:
+        if most_bytes is not None and path.stat().st_size > most_bytes:
+            raise DataError([Fault(path, "", f"{path.stat().st_size} bytes", f"at most {most_bytes} bytes")])
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        found = one_line(getattr(error, "strerror", None) or "bytes that are not UTF-8")
+        raise DataError([Fault(path, "", found, "a readable text file in UTF-8")]) from error
+
+
 def one_line(text: str, limit: int = 100) -> str:
     """The text on one line, cut to ``limit`` characters."""
     text = " ".join(text.split())

@@ -67,7 +67,7 @@ def load_dataset(
 
     Args:
         sources: at least one; all of one format. See `locate` for how they are found.
-        classes: the class list, in order; without it as `read_voc` (over all sources together) and `read_coco`.
+        classes: the class list, in order; without it as `voc_class_list` (over all sources together) and `read_coco`.
         other_classes: whether objects of other classes are faults or left out and counted.
         bad_boxes: the same for boxes that are reversed, empty or outside their image.
         annotations: ``none`` reads images alone, as of VOC2012's and COCO's test sets; annotations that are there all

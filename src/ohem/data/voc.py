@@ -48,6 +48,7 @@ from ohem.data.rules import (
     other_class_notes,
     path_inside,
     quoted,
+    read_text,
 )
 from ohem.errors import DataError, Fault, OhemError, did_you_mean
 
@@ -135,42 +136,17 @@ class VocScan:
         return frozenset(item.name for image in self.images for item in image.objects)
 
 
-def read_voc(
-    root: Path,
-    split: str | None,
-    classes: Sequence[str] | None = None,
-    *,
-    other_classes: OtherClasses = "error",
-    bad_boxes: BadBoxes = "error",
-    annotations: Annotations = "required",
-) -> DetectionDataset:
-    """Read one split of one VOC folder.
-
-    Args:
-        root: the folder that holds ``Annotations`` and ``JPEGImages``.
-        split: the name of a file in ``ImageSets/Main`` without ``.txt``; None for all annotation files.
-        classes: the class list, in order. Without it: ``ROOT/classes.txt`` (one name a line), else VOC's twenty
-            where no other name occurs, else the names that occur, sorted.
-        other_classes: whether objects of classes outside the list are faults or left out and counted.
-        bad_boxes: the same for boxes that are reversed, empty or outside their image.
-        annotations: ``none``: no annotation file is needed or looked at; ``split`` lists pictures, or all are taken.
-
-    Raises:
-        DataError: with every fault of every file.
-        OhemError: when the folder or the split does not exist, or the class list is unusable.
-    """
-    scan = scan_voc(root, split, bad_boxes=bad_boxes, annotations=annotations)
-    return label_voc(scan, voc_class_list([scan], classes), other_classes=other_classes)
-
-
 def voc_splits(root: Path) -> tuple[str, ...]:
     """The splits of a VOC folder, sorted; without ``CLASS_SPLIT`` where there is a ``SPLIT``."""
     names = {path.stem for path in (root / "ImageSets" / "Main").glob("*.txt")}
     return tuple(sorted(name for name in names if name.rpartition("_")[2] not in names - {name}))
 
 
-def voc_class_list(scans: Sequence[VocScan], classes: Sequence[str] | None = None) -> tuple[str, ...]:
-    """The one class list of scans that belong together; see `read_voc` for the rule.
+def voc_class_list(scans: Sequence[VocScan], classes: Sequence[str] | None) -> tuple[str, ...]:
+    """The one class list of scans that belong together.
+
+    ``classes`` where it is given; else that of ``ROOT/classes.txt`` (one name a line); else VOC's twenty where no other
+    name occurs; else the names that occur, sorted.
 
     Raises:
         DataError: when a ``classes.txt`` is unusable.
@@ -189,7 +165,7 @@ def voc_class_list(scans: Sequence[VocScan], classes: Sequence[str] | None = Non
 
 
 def _read_class_file(path: Path) -> tuple[str, ...]:
-    lines = [line.strip() for line in _read_text(path).splitlines()]
+    lines = [line.strip() for line in read_text(path).splitlines()]
     names = tuple(line for line in lines if line)
     problem = class_list_problem(names)
     if problem is not None:
@@ -197,15 +173,7 @@ def _read_class_file(path: Path) -> tuple[str, ...]:
     return names
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        found = one_line(getattr(error, "strerror", None) or "bytes that are not UTF-8")
-        raise DataError([Fault(path, "", found, "a readable text file in UTF-8")]) from error
-
-
-def label_voc(scan: VocScan, classes: tuple[str, ...], *, other_classes: OtherClasses = "error") -> DetectionDataset:
+def label_voc(scan: VocScan, classes: tuple[str, ...], *, other_classes: OtherClasses) -> DetectionDataset:
     """Turn class names into labels 1..C.
 
     Raises:
@@ -306,7 +274,7 @@ def _split_ids(root: Path, split: str, faults: list[Fault], wanted: str, exists:
         hint = did_you_mean(split, there)
         raise OhemError(f"{path}: found no such split{hint}; allowed: {listed(there) or 'none is there'}")
     first_line: dict[str, int] = {}
-    for number, line in enumerate(_read_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         image_id = _id_in(line.strip(), exists)

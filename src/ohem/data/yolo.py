@@ -42,6 +42,7 @@ from ohem.data.rules import (
     other_class_notes,
     path_inside,
     quoted,
+    read_text,
 )
 from ohem.errors import DataError, Fault, OhemError
 
@@ -217,19 +218,9 @@ def yolo_splits(yaml_path: Path) -> list[str]:
     return [split for split in SPLITS if document.get(split) is not None]
 
 
-def _read_text(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError([Fault(path, "", f"{path.stat().st_size} bytes", f"at most {MAX_BYTES} bytes")])
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        found = one_line(getattr(error, "strerror", None) or "bytes that are not UTF-8")
-        raise DataError([Fault(path, "", found, "a readable text file in UTF-8")]) from error
-
-
 def _load(path: Path) -> dict[Any, Any]:
     try:
-        document = yaml.safe_load(_read_text(path))
+        document = yaml.safe_load(read_text(path, MAX_BYTES))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataError([Fault(path, "", f"malformed YAML ({one_line(str(error))})", "well-formed YAML")]) from error
     if not isinstance(document, dict):
@@ -329,7 +320,7 @@ def _pictures_below(folder: Path) -> Iterator[Path]:
 
 def _listed_pictures(root: Path, path: Path, faults: list[Fault]) -> Iterator[Path]:
     try:
-        lines = _read_text(path).splitlines()
+        lines = read_text(path, MAX_BYTES).splitlines()
     except DataError as error:
         faults += error.faults
         return
@@ -359,7 +350,7 @@ def _label_path(root: Path, picture: Path) -> Path:
 def _read_labels(path: Path, names: tuple[str, ...], keypoints: int, counts: _Counts, faults: list[Fault]) -> _Objects:
     """The lines of a label file that have no fault of their own, each once."""
     try:
-        lines = _read_text(path).splitlines()
+        lines = read_text(path, MAX_BYTES).splitlines()
     except DataError as error:
         faults += error.faults
         lines = []

@@ -19,7 +19,7 @@ ApMethod = Literal["voc07", "area"]
 
 # k/10 correctly rounded, so that a recall of exactly k/10 reaches level k. Multiples of a rounded 0.1, as in MATLAB's
 # 0:0.1:1 and NumPy's arange(0, 1.1, 0.1), lie one rounding error above 3/10 (NumPy's also above 6/10 and 7/10).
-_RECALL_LEVELS = np.arange(11) / 10
+RECALL_LEVELS = np.arange(11) / 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +126,7 @@ def average_precision(recall: NDArray[np.float64], precision: NDArray[np.float64
     """
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     if method == "voc07":
-        reached = np.searchsorted(recall, _RECALL_LEVELS, side="left")
+        reached = np.searchsorted(recall, RECALL_LEVELS, side="left")
         return float(np.append(envelope, 0.0)[reached].mean())
     if method == "area":
         return float(np.sum(np.diff(recall, prepend=0.0) * envelope))

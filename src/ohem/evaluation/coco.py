@@ -50,10 +50,6 @@ class CocoResult:
         """The classes left out of the means."""
         return tuple(name for name, ap in zip(self.classes, self.class_ap, strict=True) if np.isnan(ap))
 
-    def rows(self) -> list[tuple[str, float]]:
-        """(name, value) for a printed table: AP of every class, then the twelve numbers."""
-        return [*zip(self.classes, self.class_ap.tolist(), strict=True), *self.numbers.items()]
-
     def to_json(self) -> dict[str, Any]:
         """The numbers as JSON holds them; nan becomes None."""
         per_class = zip(self.classes, self.class_ap.tolist(), self.class_ap50.tolist(), strict=True)

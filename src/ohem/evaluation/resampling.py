@@ -7,9 +7,7 @@ training: for that there are seeds.
 import numpy as np
 from numpy.typing import NDArray
 
-from ohem.evaluation.average_precision import ApMethod
-
-_RECALL_LEVELS = np.arange(11) / 10
+from ohem.evaluation.average_precision import RECALL_LEVELS, ApMethod
 
 
 def draw_images(images: int, draws: int, seed: int = 0) -> NDArray[np.int64]:
@@ -46,6 +44,6 @@ def resampled_ap(
         envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         ap: NDArray[np.float64] = np.sum(np.diff(recall, axis=1, prepend=0.0) * envelope, axis=1)
     else:
-        best = [np.where(recall >= level, precision, 0.0).max(axis=1, initial=0.0) for level in _RECALL_LEVELS]
+        best = [np.where(recall >= level, precision, 0.0).max(axis=1, initial=0.0) for level in RECALL_LEVELS]
         ap = np.mean(best, axis=0)
     return np.where(np.isnan(objects[:, 0]), np.nan, ap)

@@ -23,8 +23,6 @@ from ohem.files import write_atomically
 _Row = tuple[int, int, float, float, float, float, float]
 """Position of the image, label, x1, y1, x2, y2 (0-based half-open), score."""
 
-_VOC_LINE = "image_id score xmin ymin xmax ymax: an image of the data set, a score from 0 to 1, corners in order"
-
 
 def save_coco_results(
     path: Path,
@@ -77,7 +75,6 @@ def save_voc_results(
     dataset: DetectionDataset,
     detections: Mapping[ImageId, Detections],
     split: str,
-    competition: str = "comp4",
 ) -> list[Path]:
     """Write the development kit's results, ``comp4_det_SPLIT_CLASS.txt`` for every class, empty ones too.
 
@@ -90,7 +87,7 @@ def save_voc_results(
         OhemError: the detections do not fit the data set, or a class or image has a name the format cannot hold.
     """
     columns = detection_columns(dataset, detections)
-    paths = voc_result_paths(folder, dataset, split, competition)
+    paths = voc_result_paths(folder, dataset, split)
     ids = [str(record.id) for record in dataset.records]
     for label, path in enumerate(paths, start=1):
         mine = np.flatnonzero(columns.labels == label)
@@ -99,31 +96,6 @@ def save_voc_results(
         lines = (f"{ids[image]} {score} {' '.join(map(str, box))}\n" for image, score, box in rows)
         write_atomically(path, "".join(lines))
     return paths
-
-
-def load_voc_results(
-    folder: Path, dataset: DetectionDataset, split: str, competition: str = "comp4"
-) -> dict[ImageId, Detections]:
-    """Read what `save_voc_results` or the development kit's users wrote; the rows of an image come class by class.
-
-    Raises:
-        DataError: a class's file cannot be read, or lines are not ``image_id score xmin ymin xmax ymax`` of an image
-            of the data set; all faults listed.
-        OhemError: a class has a name the format cannot hold.
-    """
-    images = {str(record.id): i for i, record in enumerate(dataset.records)}
-    rows: list[_Row] = []
-    faults: list[Fault] = []
-    for label, path in enumerate(voc_result_paths(folder, dataset, split, competition), start=1):
-        for number, line in enumerate(_read(path, faults).splitlines(), start=1):
-            row = _voc_row(line, images, label)
-            if row:
-                rows.append(row)
-            else:
-                faults.append(Fault(path, f"line {number}", quoted(line), _VOC_LINE))
-    if faults:
-        raise DataError(faults)
-    return _from_rows(dataset, rows)
 
 
 def _coco_entries(
@@ -139,27 +111,16 @@ def _coco_entries(
 
 
 def _json_list(path: Path) -> list[Any]:
-    faults: list[Fault] = []
-    text = _read(path, faults)
-    if faults:
-        raise DataError(faults)
     try:
-        entries = json.loads(text)
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise DataError([Fault(path, "", f"{reason}", "a file that can be read, in UTF-8")]) from error
     except (ValueError, RecursionError) as error:
         raise DataError([Fault(path, "", f"no readable JSON ({error})", "a JSON list of detections")]) from error
     if not isinstance(entries, list):
         raise DataError([Fault(path, "", f"a JSON {type(entries).__name__}", "a JSON list of detections")])
     return entries
-
-
-def _read(path: Path, faults: list[Fault]) -> str:
-    """The text of a file; a fault and no text if it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        faults.append(Fault(path, "", f"{reason}", "a file that can be read, in UTF-8"))
-        return ""
 
 
 def _coco_faults(
@@ -199,21 +160,7 @@ def _is_number(value: Any, low: float, high: float) -> bool:
     return type(value) in (int, float) and low <= value <= high
 
 
-def _voc_row(line: str, images: Mapping[str, int], label: int) -> _Row | None:
-    """One line of a VOC results file, in our box convention; None if it is not one."""
-    image_id, *numbers = line.split() or [""]
-    try:
-        score, xmin, ymin, xmax, ymax = map(float, numbers)
-    except ValueError:
-        return None
-    x1, y1 = xmin - 1, ymin - 1
-    sound = all(abs(number) <= MAX_COORDINATE for number in (x1, y1, xmax, ymax)) and x1 <= xmax and y1 <= ymax
-    if image_id not in images or not sound or not 0 <= score <= 1:
-        return None
-    return images[image_id], label, x1, y1, xmax, ymax, score
-
-
-def voc_result_paths(folder: Path, dataset: DetectionDataset, split: str, competition: str = "comp4") -> list[Path]:
+def voc_result_paths(folder: Path, dataset: DetectionDataset, split: str) -> list[Path]:
     """The files that `save_voc_results` writes, in the order of the classes.
 
     Raises:
@@ -223,7 +170,7 @@ def voc_result_paths(folder: Path, dataset: DetectionDataset, split: str, compet
     spaced = [image_id for image_id in ids if image_id.split() != [image_id]]
     if spaced:
         raise OhemError(f"VOC results hold no image ids with white space; found {len(spaced)} (first {spaced[0]!r})")
-    names = [f"{competition}_det_{split}_{name}.txt" for name in dataset.classes]
+    names = [f"comp4_det_{split}_{name}.txt" for name in dataset.classes]
     unfit = [name for name in names if "/" in name or "\\" in name or "\0" in name or names.count(name) > 1]
     if unfit:
         raise OhemError(f"VOC results go to one file per class; not to be used as file names: {unfit}")

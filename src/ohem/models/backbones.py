@@ -266,7 +266,7 @@ def freeze_batch_norm(network: nn.Module) -> None:
 
 
 def build_backbone(spec: BackboneSpec) -> OneMapBackbone:
-    """An untrained backbone with the spec's layers frozen; weights are loaded by :mod:`ohem.models.weights`.
+    """An untrained backbone with the spec's layers frozen; weights are loaded by :mod:`ohem.models.pretrained`.
 
     Raises:
         OhemError: the name, a stride or the scales do not fit.

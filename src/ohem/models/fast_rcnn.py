@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -16,14 +16,17 @@ from ohem.losses import RoiLosses, mean_losses, require_finite, roi_losses
 from ohem.models.backbones import Backbone
 from ohem.models.products import half_products
 from ohem.models.roi_head import Feature, RoIHead, read_only
-from ohem.ranking import ExactRanking, LossMemory, LowRankRanking, Ranking, RememberedRanking, ThinHead
+from ohem.ranking import ExactRanking, LossMemory, LowRankRanking, Ranking, RememberedRanking, ThinHead, precision_of
 from ohem.reweighting import LogLoss, Reweighting
 from ohem.rois import Rois, label_rois
-from ohem.samplers import HardSampler, Sampler, checked
+from ohem.samplers import HardSampler, Sampler, checked, ranks_together
 
 Target = dict[str, Tensor]
 """As torchvision's: ``boxes`` (G, 4) float32, ``labels`` (G,) int64; also ``difficult`` and ``crowd`` (G,) bool, and
 ``image_id``, one int64, which :class:`ohem.ranking.RememberedRanking` needs."""
+
+Mining = Literal["read_only", "loss_layer"]
+"""The two forms of section 4.2."""
 
 
 @dataclass
@@ -42,7 +45,7 @@ class TrainingStep:
     losses: dict[str, Tensor]
     rois: list[Rois]
     selected: list[Tensor]
-    score: "ReadOnlyPass | LossLayer"
+    score: "ReadOnlyPass | KnownLosses"
 
 
 @dataclass
@@ -71,16 +74,21 @@ class ReadOnlyPass:
 
 
 @dataclass
-class LossLayer:
-    """The ``score`` of the loss-layer form: losses that the regular network has computed already, without gradient.
+class KnownLosses:
+    """A ``score`` that costs nothing: losses computed already, of the loss-layer form or of anchors, without gradient.
 
     Attributes:
-        losses: of all RoIs.
+        losses: of all RoIs or anchors.
         seconds: 0; the pass is part of training.
     """
 
     losses: list[RoiLosses]
-    seconds: float = 0.0
+    seconds: ClassVar[float] = 0.0
+
+    @classmethod
+    def of(cls, losses: Sequence[RoiLosses]) -> "KnownLosses":
+        """Of losses with gradient."""
+        return cls([RoiLosses(loss.cls.detach(), loss.box.detach()) for loss in losses])
 
     def __call__(self, *, dropout: bool = True) -> list[RoiLosses]:
         """The losses of the one pass, in which dropout is as in training whatever is asked for."""
@@ -126,7 +134,7 @@ class FastRCNN(nn.Module):
         ignore: bool = True,
         loss_over: Literal["image", "batch"] | None = None,
         reweight: Reweighting | None = None,
-        mining: Literal["read_only", "loss_layer"] = "read_only",
+        mining: Mining = "read_only",
         smooth_l1_beta: float = 1.0,
         ranking_chunk: int = 2048,
     ) -> None:
@@ -135,7 +143,7 @@ class FastRCNN(nn.Module):
         self.sampler: Sampler = sampler or HardSampler()
         self.fg_iou, self.ignore, self.loss_over = fg_iou, ignore, loss_over
         self.reweight: Reweighting = reweight or LogLoss()
-        self.mining: Literal["read_only", "loss_layer"] = mining
+        self.mining: Mining = mining
         self.smooth_l1_beta, self.ranking_chunk = smooth_l1_beta, ranking_chunk
         self.rank_by(ExactRanking())
         stats = stats or DeltaStats.fixed(num_classes)
@@ -190,7 +198,7 @@ class FastRCNN(nn.Module):
     ) -> TrainingStep:
         """The rest of :meth:`training_step`, from features that are there."""
         rois = [self.label(boxes, target) for boxes, target in zip(proposals, targets, strict=True)]
-        score: ReadOnlyPass | LossLayer
+        score: ReadOnlyPass | KnownLosses
         if self.mining == "loss_layer":
             losses, selected, score = self._mine_in_loss_layer(features, rois, rng)
         else:
@@ -200,7 +208,7 @@ class FastRCNN(nn.Module):
             losses, selected = self._mine_read_only(score, rng)
         chosen = [image[index] for image, index in zip(rois, selected, strict=True)]
         require_finite(losses, chosen)
-        over = self.loss_over or ("batch" if getattr(self.sampler, "cap", "image") == "batch" else "image")
+        over = self.loss_over or ("batch" if ranks_together(self.sampler) else "image")
         mean = mean_losses(self.reweight(losses, chosen), over)
         return TrainingStep({"loss_cls": mean.cls, "loss_box": mean.box}, rois, selected, score)
 
@@ -212,11 +220,11 @@ class FastRCNN(nn.Module):
 
     def _mine_in_loss_layer(
         self, features: list[Feature], rois: list[Rois], rng: Generator
-    ) -> tuple[list[RoiLosses], list[Tensor], LossLayer]:
+    ) -> tuple[list[RoiLosses], list[Tensor], KnownLosses]:
         """One pass over all RoIs with gradient, which also ranks."""
         losses = self._losses(features, rois)
         require_finite(losses, rois)
-        score = LossLayer([RoiLosses(loss.cls.detach(), loss.box.detach()) for loss in losses])
+        score = KnownLosses.of(losses)
         selected = checked(self.sampler(rois, score, rng), rois)
         # What is left out gets a gradient of zero, and is carried through the whole backward pass with it.
         return [loss[index] for loss, index in zip(losses, selected, strict=True)], selected, score
@@ -289,7 +297,7 @@ class FastRCNN(nn.Module):
         return losses
 
     def _ranking_precision(self) -> AbstractContextManager[Any]:
-        precision = getattr(self.ranking, "precision", "float32")
+        precision = precision_of(self.ranking)
         if precision == "float32":
             return nullcontext()
         return half_products(self.delta_mean.device, getattr(torch, precision))

@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 from ohem.losses import RoiLosses, anchor_losses, mean_losses, require_finite
 from ohem.models.backbones import Backbone
-from ohem.models.fast_rcnn import FastRCNN, LossLayer, Target, TrainingStep
+from ohem.models.fast_rcnn import FastRCNN, KnownLosses, Target, TrainingStep
 from ohem.models.proposal_network import ProposalNetwork, ScoredAnchors
 from ohem.models.pyramid import PyramidBackbone
 from ohem.models.roi_head import Feature, Pyramid, RoIHead
@@ -81,7 +81,7 @@ class FasterRCNN(FastRCNN):
         labelled = [self._label_anchors(each, target) for each, target in zip(anchors, targets, strict=True)]
         losses = [anchor_losses(a.objectness, a.deltas, rois) for a, rois in zip(anchors, labelled, strict=True)]
         require_finite(losses, labelled, "anchor")
-        score = LossLayer([RoiLosses(loss.cls.detach(), loss.box.detach()) for loss in losses])
+        score = KnownLosses.of(losses)
         selected = checked(self.rpn_sampler(labelled, score, rng), labelled, "anchor")
         return mean_losses([loss[index] for loss, index in zip(losses, selected, strict=True)])
 

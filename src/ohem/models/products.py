@@ -8,7 +8,7 @@ uses, and not public: where a torch does not have it, the layer is called.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,9 @@ STEP = 64
 """Rows of a product are a multiple of it: oneDNN keeps up to 2 MB for every number of rows that it has met."""
 MOST = 512
 """Rows of a product."""
+
+FloatType = Literal["float32", "bfloat16", "float16"]
+"""What numbers are multiplied in, by the name that torch gives it."""
 
 
 def linear(layer: nn.Module, values: Tensor) -> Tensor:

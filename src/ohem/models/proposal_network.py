@@ -13,11 +13,10 @@ from torchvision.models.detection.rpn import (
     RPNHead,
     concat_box_prediction_layers,
 )
-from torchvision.ops import box_iou
 
 from ohem.losses import at_least_float32
 from ohem.models.spec import AnchoredRpnSpec, RpnSpec
-from ohem.rois import IGNORED, Rois, on_ignored
+from ohem.rois import IGNORED, Rois, greatest_iou, on_ignored
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +112,7 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]  # torchvisi
         found: Any = self.assign_targets_to_anchors([boxes], [{"boxes": truth}])
         labels, matched = found[0][0].long(), found[1][0].to(boxes)
         labels[on_ignored(boxes, difficult, crowd, ignored_iou) & (labels == 0)] = IGNORED
-        max_iou = box_iou(boxes, truth).amax(dim=1) if len(truth) else boxes.new_zeros(len(boxes))
+        max_iou = greatest_iou(boxes, truth)
         deltas, foreground = torch.zeros_like(boxes), labels > 0
         deltas[foreground] = self.box_coder.encode_single(matched[foreground], boxes[foreground])
         return Rois(boxes, labels, max_iou, deltas)

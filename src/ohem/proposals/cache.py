@@ -84,14 +84,6 @@ class ProposalSetting:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How many of the images have their proposals, or turned out faulty."""
-
-    done: int
-    total: int
-
-
-@dataclass(frozen=True)
 class MakeReport:
     """What `make_proposals` did.
 
@@ -159,12 +151,6 @@ class ProposalCache(Mapping[ImageId, NDArray[np.float32]]):
     def __len__(self) -> int:
         return int(self._select("SELECT COUNT(*) FROM proposals")[0][0])
 
-    def missing(self, records: Iterable[ImageRecord]) -> list[ImageRecord]:
-        """The records that `make_proposals` would search: not in the cache, or the image file has changed since."""
-        with _errors_named(self.path):
-            stamps = _stamps(self._connection())
-        return [record for record in records if not _is_current(record.path, stamps.get(record.id))]
-
     def _select(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with _errors_named(self.path):
             return self._connection().execute(query, values).fetchall()
@@ -188,7 +174,7 @@ def make_proposals(
     cache_path: Path,
     setting: ProposalSetting,
     workers: int = 1,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> MakeReport:
     """Bring a cache up to date: search the images that it lacks, or whose files have changed since.
 
@@ -201,7 +187,8 @@ def make_proposals(
         cache_path: made when missing, with its folder.
         setting: how; a cache made in another way is refused.
         workers: threads, at least 1. Threads suffice: the search is OpenCV's, which works outside Python's lock.
-        progress: called at the start and after each commit, in the calling thread.
+        progress: told how many of the images have their proposals or are faulty, and of how many; at the start and
+            after each commit, in the calling thread.
 
     Raises:
         DataError: the file is something else or of another setting; or, when all other images are done, with every
@@ -215,8 +202,7 @@ def make_proposals(
         known = _stamps(connection)
         changed = [record for record in records if not _looks_same(record.path, known.get(record.id))]
         done = reused = len(records) - len(changed)
-        tell = progress or (lambda _: None)
-        tell(Progress(done, len(records)))
+        progress(done, len(records))
         with opencv_in_one_thread(), closing(_search(changed, known, setting, workers)) as results:
             for finished in results:
                 images = list(_sound(finished, faults))
@@ -226,7 +212,7 @@ def make_proposals(
                 reused += len(images) - len(searched)
                 invalidated += len(known.keys() & searched)
                 done += len(finished)
-                tell(Progress(done, len(records)))
+                progress(done, len(records))
     if faults:
         raise DataError(sorted(faults))
     return MakeReport(made, reused, invalidated, time.monotonic() - start)
@@ -310,15 +296,6 @@ def _looks_same(path: Path, stamp: _Stamp | None) -> bool:
     except OSError:
         return False
     return (status.st_size, status.st_mtime_ns) == (stamp.size, stamp.mtime_ns)
-
-
-def _is_current(path: Path, stamp: _Stamp | None) -> bool:
-    if _looks_same(path, stamp):
-        return True
-    try:
-        return stamp is not None and _stamp(path).sha256 == stamp.sha256
-    except DataError:
-        return False
 
 
 def _open_for_writing(path: Path, setting: ProposalSetting) -> sqlite3.Connection:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ohem.data.dataset import ImageRecord, Proposals
+from ohem.data.overlaps import pairwise_iou
 
 AREAS = ("all", "small", "medium", "large")
 """COCO's sizes: small below 32 x 32 square pixels, large from 96 x 96."""
@@ -101,10 +102,6 @@ def _best_overlaps(
     boxes: NDArray[np.float64], objects: NDArray[np.float64], limits: Sequence[int]
 ) -> NDArray[np.float64]:
     """(N, G): the best IoU of each object with the first ``limit`` boxes, for each of the N limits; 0 with none."""
-    corner = np.maximum(boxes[:, None, :2], objects[None, :, :2])
-    sides = np.clip(np.minimum(boxes[:, None, 2:], objects[None, :, 2:]) - corner, 0, None)
-    shared = sides[..., 0] * sides[..., 1]
-    sizes = [np.prod(these[:, 2:] - these[:, :2], axis=1) for these in (boxes, objects)]
-    overlaps = shared / (sizes[0][:, None] + sizes[1] - shared)
-    best = np.maximum.accumulate(np.concatenate([np.zeros((1, len(objects))), overlaps]), axis=0)
+    overlaps = np.concatenate([np.zeros((1, len(objects))), pairwise_iou(boxes, objects)])
+    best = np.maximum.accumulate(overlaps, axis=0)
     return np.asarray(best[list(limits)])

@@ -55,7 +55,10 @@ class Kinds(Generic[_T]):
             where = ".".join(map(str, first["loc"]))
             raise ValueError(f"{where}: found {quoted(first['input'])}; {first['msg']}") from error
 
+    def name_of(self, value: _T) -> str:
+        """The kind of an object of one of the classes."""
+        return next(name for name, cls in self.classes.items() if type(value) is cls)
+
     def write(self, value: _T) -> dict[str, Any]:
         """As :meth:`read` reads it, defaults included."""
-        kind = next(name for name, cls in self.classes.items() if type(value) is cls)
-        return {"kind": kind, **asdict(value)}  # type: ignore[call-overload]
+        return {"kind": self.name_of(value), **asdict(value)}  # type: ignore[call-overload]

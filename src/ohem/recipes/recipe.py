@@ -20,8 +20,10 @@ from pydantic import (
     model_validator,
 )
 
-from ohem.data.rules import quoted
+from ohem.data.rules import BadBoxes, OtherClasses, quoted
 from ohem.errors import OhemError, did_you_mean
+from ohem.models.fast_rcnn import Mining
+from ohem.models.products import FloatType
 from ohem.models.spec import (
     DETECTORS,
     RPN_IN_USE,
@@ -31,12 +33,12 @@ from ohem.models.spec import (
     Spec,
     TorchvisionSpec,
 )
-from ohem.ranking import ExactRanking, HalfRanking, LowRankRanking, Ranking, RememberedRanking
+from ohem.ranking import ExactRanking, HalfRanking, LowRankRanking, Ranking, RememberedRanking, precision_of
 from ohem.recipes.files import apply_override, built_in_recipes, find_recipe, join_values, read_values
 from ohem.recipes.kinds import Kinds
 from ohem.reweighting import FocalLoss, GradientHarmonized, LogLoss, Reweighting
 from ohem.rivals import IoUBalancedSampler, QuotaSampler, RankSampler, StratifiedSampler
-from ohem.samplers import AllSampler, HardSampler, RandomSampler, Sampler
+from ohem.samplers import AllSampler, HardSampler, RandomSampler, Sampler, ranks_together
 
 SAMPLERS: Kinds[Sampler] = Kinds(
     {
@@ -103,8 +105,8 @@ class DataSpec(Spec):
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     classes: tuple[str, ...] | None = None
-    other_classes: Literal["error", "drop"] = "error"
-    bad_boxes: Literal["error", "drop"] = "error"
+    other_classes: OtherClasses = "error"
+    bad_boxes: BadBoxes = "error"
     flip: bool = True
 
 
@@ -211,7 +213,7 @@ class Recipe(Spec):
     sampler: SamplerField = HardSampler()
     rpn_sampler: SamplerField | None = None
     loss: LossField = LogLoss()
-    mining: Literal["read_only", "loss_layer"] = "read_only"
+    mining: Mining = "read_only"
     ranking: RankingField = ExactRanking()
     data: DataSpec = DataSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
@@ -220,7 +222,7 @@ class Recipe(Spec):
     iterations: PositiveInt = 80_000
     images_per_step: PositiveInt = 2
     accumulate: bool = False
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: FloatType = "float32"
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     init_from: Path | None = None
@@ -232,13 +234,13 @@ class Recipe(Spec):
     @model_validator(mode="after")
     def _only_the_read_only_pass_is_approximated(self) -> "Recipe":
         if self.mining == "loss_layer" and not isinstance(self.ranking, ExactRanking):
-            kind = RANKINGS.write(self.ranking)["kind"]
+            kind = RANKINGS.name_of(self.ranking)
             raise ValueError(f"ranking: found {kind}; allowed with mining loss_layer: exact")
         return self
 
     @model_validator(mode="after")
     def _one_precision_for_ranking(self) -> "Recipe":
-        own = getattr(self.ranking, "precision", "float32")
+        own = precision_of(self.ranking)
         if own != "float32" and self.precision != "float32":
             where, allowed = (
                 ("kind: found half", "exact")
@@ -256,21 +258,21 @@ class Recipe(Spec):
             raise ValueError("ranking: found remembered; allowed where proposals are new in every step: others")
         if self.rpn_sampler is None:
             return self
-        kind = SAMPLERS.write(self.rpn_sampler)["kind"]
+        kind = SAMPLERS.name_of(self.rpn_sampler)
         if self.detector.given_proposals is not None:
             raise ValueError(f"rpn_sampler: found {kind}; allowed for a detector without region proposal network: null")
-        if getattr(self.rpn_sampler, "cap", "image") == "batch":
+        if ranks_together(self.rpn_sampler):
             raise ValueError("rpn_sampler.cap: found batch; allowed: image")
         return self
 
     @model_validator(mode="after")
     def _cap_joins_images(self) -> "Recipe":
-        if getattr(self.sampler, "cap", "image") != "batch":
+        if not ranks_together(self.sampler):
             return self
         if self.accumulate:
             raise ValueError("accumulate: found true; allowed with sampler.cap 'batch': false, to rank images together")
         if not isinstance(self.loss, LogLoss):
-            kind = LOSSES.write(self.loss)["kind"]
+            kind = LOSSES.name_of(self.loss)
             raise ValueError(
                 f"loss: found {kind}; allowed with sampler.cap 'batch': log; others weigh each image alone"
             )

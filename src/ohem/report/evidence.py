@@ -14,7 +14,7 @@ from ohem.judging import run_detector
 from ohem.mining import score_images
 from ohem.models.spec import DetectionSpec
 from ohem.models.weights import load_detector
-from ohem.workflow import Reporter, pick_device
+from ohem.opening import Reporter, pick_device
 
 SHOWN = DetectionSpec(score_threshold=0.05, nms_iou=0.4, max_detections=100)
 """What counts as found: enough to see a weak second opinion, too little to be noise."""

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
+from ohem.data.rules import BadBoxes, OtherClasses
 from ohem.errors import OhemError
 from ohem.files import new_folder
 from ohem.judging import beside
 from ohem.models.weights import load_detector
+from ohem.opening import SILENT, Reporter, open_dataset, open_proposals
 from ohem.recipes.recipe import DataSpec
 from ohem.report.evidence import gather_evidence
 from ohem.report.gallery import Outline, Sketch, make_gallery
@@ -17,7 +18,6 @@ from ohem.report.page import write_page
 from ohem.report.suspect_files import save_coco, save_table
 from ohem.report.suspects import KINDS, Suspect, find_suspects
 from ohem.training.run import Run, find_weights
-from ohem.workflow import SILENT, Reporter, open_dataset, open_proposals
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +32,12 @@ def inspect_annotations(
     source: Path | str,
     data: Sequence[str] | str,
     *,
-    proposals: Sequence[str] = (),
+    proposals: Sequence[str] | str = (),
     out: Path | None = None,
     shown: int = 300,
     history: bool = False,
-    other_classes: Literal["error", "drop"] = "drop",
-    bad_boxes: Literal["error", "drop"] = "error",
+    other_classes: OtherClasses = "drop",
+    bad_boxes: BadBoxes = "error",
     device: str | None = None,
     workers: int = 1,
     reporter: Reporter = SILENT,

@@ -37,7 +37,6 @@ class Chart:
     title: str
     drawing: Markup
     legend: tuple[tuple[str, int], ...] = ()
-    note: str = ""
 
 
 def learning_charts(runs: Sequence[ReportedRun]) -> list[Chart]:

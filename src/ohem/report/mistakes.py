@@ -1,8 +1,8 @@
 """Cards of what a detector got wrong on evaluated images."""
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ohem.data.overlaps import pairwise_iou
 from ohem.evaluation.error_kinds import BACKGROUND, KINDS, NO_ERROR
 from ohem.report.gallery import Outline, Sketch, spread
 from ohem.report.runs import Measured
@@ -41,7 +41,7 @@ def false_positive_sketches(measured: Measured, run: str, most: int) -> list[Ske
 
 def missed_sketches(measured: Measured, run: str, most: int) -> list[Sketch]:
     """Missed objects, those that fill most of their picture first, and each class in turn until there are enough."""
-    objects, records = measured.objects, measured.dataset.records
+    found, objects, records = measured.found, measured.objects, measured.dataset.records
     rows = np.flatnonzero(measured.errors.missed)
     area = np.prod(objects.boxes[rows, 2:] - objects.boxes[rows, :2], axis=1)
     whole = np.array([records[i].width * records[i].height for i in objects.images[rows]], dtype=np.float64)
@@ -51,33 +51,19 @@ def missed_sketches(measured: Measured, run: str, most: int) -> list[Sketch]:
         record, box = records[objects.images[row]], objects.boxes[row]
         name = measured.dataset.classes[objects.labels[row] - 1]
         width, height = box[2:] - box[:2]
-        detail = f"{width:.0f} x {height:.0f} px; {_nearest(measured, int(row))}"
-        outlines = (Outline(box, "object"), *(Outline(near, "region") for near in _near_boxes(measured, int(row))))
-        sketches.append(Sketch(record, box, outlines, "missed", name, f"{name}, missed", detail, run))
+        outlines, near = [Outline(box, "object")], "no detection near"
+        nearest = _nearest(measured, int(row))
+        if nearest is not None:
+            outlines.append(Outline(found.boxes[nearest], "region"))
+            near = f"best near it: {measured.dataset.classes[found.labels[nearest] - 1]} {found.scores[nearest]:.2f}"
+        detail = f"{width:.0f} x {height:.0f} px; {near}"
+        sketches.append(Sketch(record, box, tuple(outlines), "missed", name, f"{name}, missed", detail, run))
     return sketches
 
 
-def _near(measured: Measured, row: int) -> NDArray[np.int64]:
-    """Detections of any class that touch an object's box by more than a little, the highest score first."""
+def _nearest(measured: Measured, row: int) -> int | None:
+    """The detection of any class with the highest score of those that touch an object's box by more than a little."""
     found, objects = measured.found, measured.objects
     here = np.flatnonzero(found.images == objects.images[row])
-    box, boxes = objects.boxes[row], found.boxes[here]
-    sides = (np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])).clip(0)
-    both = sides.prod(axis=1)
-    union = np.prod(box[2:] - box[:2]) + (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) - both
-    touching = here[both > NEAR * union]
-    ordered: NDArray[np.int64] = touching[np.argsort(-found.scores[touching], kind="stable")]
-    return ordered
-
-
-def _near_boxes(measured: Measured, row: int) -> NDArray[np.float64]:
-    boxes: NDArray[np.float64] = measured.found.boxes[_near(measured, row)[:1]]
-    return boxes
-
-
-def _nearest(measured: Measured, row: int) -> str:
-    near = _near(measured, row)
-    if not len(near):
-        return "no detection near"
-    name = measured.dataset.classes[measured.found.labels[near[0]] - 1]
-    return f"best near it: {name} {measured.found.scores[near[0]]:.2f}"
+    touching = here[pairwise_iou(objects.boxes[[row]], found.boxes[here])[0] > NEAR]
+    return int(touching[np.argmax(found.scores[touching])]) if len(touching) else None

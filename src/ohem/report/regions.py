@@ -16,11 +16,11 @@ from ohem.mining import ScoredImage, score_images
 from ohem.models.fast_rcnn import FastRCNN
 from ohem.models.spec import AnyDetectorSpec
 from ohem.models.weights import load_detector
+from ohem.opening import Reporter, open_dataset, open_proposals, pick_device
 from ohem.report.gallery import Outline, Sketch
 from ohem.report.runs import ReportedRun
 from ohem.samplers import hard_examples
 from ohem.training.run import find_weights
-from ohem.workflow import Reporter, open_dataset, open_proposals, pick_device
 
 PER_IMAGE = 3
 
@@ -34,8 +34,8 @@ class HardRegion:
         box: (4,) xyxy, pixels of the image.
         label: what it is to be, 0 for background.
         max_iou: its overlap with the best annotated object.
-        cls: its class loss.
-        place: its box loss.
+        class_loss: its class loss.
+        box_loss: its box loss.
         taken_for: the class with the highest probability, 0 for background.
         probability: of that class.
     """
@@ -44,15 +44,15 @@ class HardRegion:
     box: NDArray[np.float32]
     label: int
     max_iou: float
-    cls: float
-    place: float
+    class_loss: float
+    box_loss: float
     taken_for: int
     probability: float
 
     @property
     def loss(self) -> float:
         """Both parts."""
-        return self.cls + self.place
+        return self.class_loss + self.box_loss
 
 
 def hardest_regions(
@@ -115,7 +115,7 @@ def _search(
         images.records,
         proposals,
         workers=workers,
-        progress=lambda done, total: reporter.progress(f"losses of {run.name}", done, total),
+        progress=partial(reporter.progress, f"losses of {run.name}"),
     )
     return [region for image in scored for region in hard_regions(image, PER_IMAGE)]
 
@@ -131,8 +131,8 @@ def hard_regions(image: ScoredImage, most: int) -> list[HardRegion]:
     probability, taken_for = image.classify(rois.boxes).max(dim=1)
     columns = (rois.labels, rois.max_iou, losses.cls, losses.box, taken_for, probability)
     return [
-        HardRegion(image.record, box.cpu().numpy(), int(label), iou, cls, place, int(taken), p)
-        for box, label, iou, cls, place, taken, p in zip(
+        HardRegion(image.record, box.cpu().numpy(), int(label), iou, class_loss, box_loss, int(taken), p)
+        for box, label, iou, class_loss, box_loss, taken, p in zip(
             rois.boxes, *(torch.as_tensor(column).tolist() for column in columns), strict=True
         )
     ]
@@ -152,7 +152,7 @@ def region_sketches(regions: Sequence[HardRegion], classes: Sequence[str], run: 
                 "hard: object" if region.label else "hard: background",
                 names[region.label or region.taken_for],
                 f"{names[region.label]}, taken for {names[region.taken_for]} ({region.probability:.2f})",
-                f"loss {region.loss:.2f} = class {region.cls:.2f} + box {region.place:.2f}; IoU {region.max_iou:.2f}",
+                f"loss {region.loss:.2f} = class {region.class_loss:.2f} + box {region.box_loss:.2f}; IoU {region.max_iou:.2f}",
                 run,
             )
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ohem.files import new_file
+from ohem.opening import SILENT, Reporter
 from ohem.recipes.differences import differing_fields, flat_fields
 from ohem.report.accuracy import ap_rows, error_chart, error_rows, precision_recall_charts
 from ohem.report.gallery import Sketch, make_gallery, spread
@@ -15,7 +16,6 @@ from ohem.report.page import write_page
 from ohem.report.regions import hardest_regions, region_sketches
 from ohem.report.runs import ReportedRun, open_runs
 from ohem.training.run import Run
-from ohem.workflow import SILENT, Reporter
 
 HARD, FALSE_POSITIVES, MISSED = 150, 300, 150
 """Cards of each kind on a page, shared by its runs."""
@@ -24,7 +24,7 @@ HARD, FALSE_POSITIVES, MISSED = 150, 300, 150
 def make_report(
     folders: Sequence[Path | str] | Path | str,
     *,
-    data: Sequence[str] = (),
+    data: Sequence[str] | str = (),
     out: Path | None = None,
     most_images: int = 300,
     device: str | None = None,

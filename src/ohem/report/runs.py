@@ -8,16 +8,17 @@ from typing import Any
 
 from ohem.data.dataset import DetectionDataset
 from ohem.data.rules import quoted
+from ohem.data.sources import as_names
 from ohem.errors import OhemError
 from ohem.evaluation.columns import DetectionColumns, ObjectColumns, detection_columns, object_columns
 from ohem.evaluation.error_kinds import Errors, ap_without, find_errors
 from ohem.evaluation.results import load_coco_results
 from ohem.evaluation.voc import VocResult, evaluate_voc
 from ohem.judging import read_metrics
+from ohem.opening import Reporter, open_dataset
 from ohem.recipes.recipe import DataSpec, Recipe
 from ohem.report.svg import DISTINCT
 from ohem.training.run import Run
-from ohem.workflow import Reporter, open_dataset
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +66,7 @@ class ReportedRun:
         return [record for record in self.log if record["kind"] == "train"]
 
 
-def open_runs(folders: Sequence[Path], data: Sequence[str], reporter: Reporter) -> list[ReportedRun]:
+def open_runs(folders: Sequence[Path], data: Sequence[str] | str, reporter: Reporter) -> list[ReportedRun]:
     """Read runs and their newest evaluations.
 
     Args:
@@ -83,7 +84,7 @@ def open_runs(folders: Sequence[Path], data: Sequence[str], reporter: Reporter) 
     found = []
     for number, (folder, name) in enumerate(zip(folders, names, strict=True)):
         run = Run.open(folder)
-        measured, why = _measured(run, run.classes(), tuple(data), opened, reporter)
+        measured, why = _measured(run, run.classes(), tuple(as_names(data)), opened, reporter)
         found.append(ReportedRun(number % DISTINCT, name, run, run.recipe(), run.classes(), run.log(), measured, why))
     return found
 

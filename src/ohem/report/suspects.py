@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ohem.data.dataset import ImageRecord
+from ohem.data.overlaps import areas, pairwise_inside, pairwise_iou
 from ohem.report.evidence import Evidence
 
 KINDS = ("missing box", "wrong class", "badly placed", "spurious box")
@@ -184,7 +185,7 @@ def _annotated(e: Evidence) -> list[tuple[Suspect, ...]]:
     touching = np.where(iou >= TOUCHING, e.scores, 0).max(axis=1, initial=0.0)
     by_class, other = class_scores(e.probabilities, labels, _explained(record, e.probabilities.shape[1]))
     by_place, rival = _placed(e)
-    area = _areas(record.boxes) / (record.width * record.height)
+    area = areas(record.boxes) / (record.width * record.height)
     spurious = spurious_scores(e.probabilities, labels, touching, area)
     suspects: list[tuple[Suspect, ...]] = []
     for row in np.flatnonzero(~(record.difficult | record.crowd)).tolist():
@@ -245,32 +246,8 @@ def _explained(record: ImageRecord, classes: int) -> Floats:
     return np.stack(of_class, axis=1)
 
 
-def pairwise_iou(a: Floats, b: Floats) -> Floats:
-    """(A, 4) and (B, 4) -> (A, B) overlaps."""
-    both = _intersections(a, b)
-    iou: Floats = both / np.maximum(_areas(a)[:, None] + _areas(b) - both, 1e-12)
-    return iou
-
-
-def pairwise_inside(a: Floats, b: Floats) -> Floats:
-    """(A, 4) and (B, 4) -> (A, B) the share of each a's area that lies in b."""
-    inside: Floats = _intersections(a, b) / np.maximum(_areas(a)[:, None], 1e-12)
-    return inside
-
-
 def size_likeness(a: Floats, b: Floats) -> Floats:
     """(A, 4) and (B, 4) -> (A, B) how alike the boxes are in size: the ratio of widths times that of heights, at most 1."""
     sides = np.maximum(a[:, None, 2:] - a[:, None, :2], 1e-12), np.maximum(b[None, :, 2:] - b[None, :, :2], 1e-12)
     alike: Floats = np.prod(np.minimum(*sides) / np.maximum(*sides), axis=2)
     return alike
-
-
-def _intersections(a: Floats, b: Floats) -> Floats:
-    sides = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
-    both: Floats = np.prod(np.maximum(sides, 0), axis=2)
-    return both
-
-
-def _areas(boxes: Floats) -> Floats:
-    areas: Floats = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    return areas

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
+from ohem.report.svg import nice_step
+
 WIDTH, HEIGHT = 640, 360
 LEFT, RIGHT, TOP, BOTTOM = 56, 170, 16, 44
 COLOURS = ("#8a8f98", "#3f7fbf", "#d9822b", "#c2364f")
@@ -26,7 +28,7 @@ def line_chart(lines: Mapping[str, Sequence[Point]], x_label: str, y_label: str)
         raise ValueError("lines: found no points; allowed: at least one")
     right = max(x for x, _ in points)
     top = max(y for _, y in points)
-    step = _nice_step(top / 5)
+    step = nice_step(top / 5)
     ceiling = math.ceil(top / step) * step
 
     def place(x: float, y: float) -> str:
@@ -63,9 +65,3 @@ def _line(name: str, line: Sequence[Point], colour: str, row: int, place: Place)
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="currentColor">{escape(text)}</text>'
-
-
-def _nice_step(least: float) -> float:
-    """The smallest of 1, 2, 5 times a power of ten that is not less."""
-    power = float(10 ** math.floor(math.log10(least))) if least > 0 else 1.0
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))

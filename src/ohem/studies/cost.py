@@ -19,16 +19,15 @@ from ohem.data.dataset import ImageId, ImageRecord, Proposals
 from ohem.data.loading import Draw, Samples, load_batches
 from ohem.models.fast_rcnn import now
 from ohem.models.weights import build_detector
+from ohem.opening import SILENT, open_dataset, open_proposals, pick_device
 from ohem.recipes.recipe import DataSpec, load_recipe
 from ohem.training.loop import forward, peak_memory_mb
 from ohem.training.optimizer import build_optimizer
-from ohem.workflow import SILENT, open_dataset, open_proposals, pick_device
 
 FORMS: Mapping[str, tuple[str, ...]] = {
     "frcn": ("sampler=random",),
     "ohem": ("sampler=hard",),
     "loss_layer": ("sampler=hard", "mining=loss_layer"),
-    "all": ("sampler=all",),
 }
 PROPOSALS = 2000
 CPU = torch.device("cpu")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 from ohem.bootstrapping import harvest
@@ -19,13 +20,14 @@ from ohem.evaluation.coco import evaluate_coco
 from ohem.evaluation.voc import evaluate_voc
 from ohem.mining import mean_loss, score_images
 from ohem.models.weights import load_detector
+from ohem.opening import pick_device
 from ohem.proposals.imports import load_proposals
 from ohem.recipes.recipe import Recipe, load_recipe, override_spec
 from ohem.studies.neglect import neglect
 from ohem.studies.plan import Data, Training
 from ohem.studies.workshop import Result, Workshop, data_spec
 from ohem.training.run import Run, Sources, fingerprint, machine
-from ohem.workflow import pick_device, resume, train
+from ohem.workflow import resume, train
 
 TUNING_SEED = 1000
 TUNING_HOLDOUT = 0.2
@@ -166,7 +168,7 @@ class TrainJob:
             records,
             proposals,
             workers=workshop.workers,
-            progress=lambda done, total: workshop.reporter.progress("loss over all RoIs", done, total),
+            progress=partial(workshop.reporter.progress, "loss over all RoIs"),
         )
         return mean_loss(scored)
 

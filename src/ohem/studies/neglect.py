@@ -13,13 +13,13 @@ from ohem.data.split import draw_count
 from ohem.mining import score_images
 from ohem.models.fast_rcnn import FastRCNN
 from ohem.models.spec import AnyDetectorSpec
+from ohem.opening import Reporter
 from ohem.recipes.recipe import Recipe
 from ohem.rois import IGNORED, Rois
 from ohem.samplers import Sampler, Score
 from ohem.training.checkpoint import stream_seed
 from ohem.training.loop import forward
 from ohem.training.optimizer import build_optimizer, clip, set_lr
-from ohem.workflow import Reporter
 
 LOOKS = 3
 MEASURED_IMAGES = 100

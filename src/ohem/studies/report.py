@@ -13,8 +13,9 @@ from ohem.files import write_atomically
 from ohem.studies.book import Book
 from ohem.studies.chart import line_chart
 from ohem.studies.claims import LEVEL, Judgement, judge_all
+from ohem.studies.cost import FORMS
 from ohem.studies.paper import TABLE2
-from ohem.studies.runner import COST_FORMS, FIGURE3
+from ohem.studies.runner import FIGURE3
 from ohem.studies.tables import Cell, FilledTable, fill, metric_name
 from ohem.studies.workshop import Workshop
 
@@ -76,7 +77,7 @@ def cost_rows(book: Book, networks: Sequence[str]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for network in networks:
         base = book.results.get(f"cost-{network}-frcn")
-        for form in COST_FORMS:
+        for form in FORMS:
             found, paper = book.results.get(f"cost-{network}-{form}"), TABLE2[network]
             if found is None:
                 continue

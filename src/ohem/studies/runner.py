@@ -8,12 +8,12 @@ from statistics import median
 from ohem.data.rules import listed
 from ohem.errors import OhemError, did_you_mean
 from ohem.studies.claims import CLAIMS
+from ohem.studies.cost import FORMS
 from ohem.studies.jobs import CostJob, Job, NeglectJob, TrainJob, TuneJob, UseJob, run_job, settings_digest
 from ohem.studies.plan import Study
 from ohem.studies.workshop import Result, Workshop
 from ohem.training.run import fingerprint
 
-COST_FORMS = ("frcn", "ohem", "loss_layer")
 FIGURE3 = ("frcn_bg0", "frcn", "all", "ohem")
 
 
@@ -63,7 +63,7 @@ def plan_jobs(study: Study, target: str, seeds: int) -> list[Job]:
             if name == "ohem" and "neglect" in names:
                 jobs.append(NeglectJob(job))
     if "cost" in names:
-        jobs += [CostJob(network, form) for network in study.networks for form in COST_FORMS]
+        jobs += [CostJob(network, form) for network in study.networks for form in FORMS]
     return jobs
 
 

@@ -18,9 +18,9 @@ from ohem.files import write_atomically
 from ohem.judging import run_detector
 from ohem.models.fast_rcnn import FastRCNN
 from ohem.models.spec import AnyDetectorSpec
+from ohem.opening import Reporter, open_dataset, open_proposals
 from ohem.recipes.recipe import DataSpec, Recipe
 from ohem.studies.plan import Study, Training
-from ohem.workflow import Reporter, open_dataset, open_proposals
 
 Result = dict[str, Any]
 

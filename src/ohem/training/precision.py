@@ -1,12 +1,13 @@
 """Mixed precision: bfloat16 or float16 where they save time and memory, float32 where they would do harm."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ohem.errors import OhemError
+from ohem.models.products import FloatType
 from ohem.training.optimizer import clip
 
 LEAST_SCALE = 1.0
@@ -25,7 +26,7 @@ class Precision:
         skipped: steps so far that overflowed.
     """
 
-    def __init__(self, name: Literal["float32", "bfloat16", "float16"], device: torch.device) -> None:
+    def __init__(self, name: FloatType, device: torch.device) -> None:
         self.skipped = 0
         self._device = device.type
         self._dtype: torch.dtype = getattr(torch, name)

@@ -84,7 +84,7 @@ class Run:
         recipe: Recipe,
         sources: Sources,
         dataset: DetectionDataset,
-        print_: str,
+        trained_on: str,
         validated_on: str | None = None,
     ) -> "Run":
         """Make a new folder with recipe and run.json, which keeps the fingerprints of both sets.
@@ -102,7 +102,7 @@ class Run:
             "data": {
                 "name": dataset.name,
                 "images": len(dataset),
-                "fingerprint": print_,
+                "fingerprint": trained_on,
                 "validation": validated_on,
             },
             "classes": list(dataset.classes),

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from ohem.data.dataset import ImageRecord
 from ohem.errors import OhemError
@@ -18,8 +19,8 @@ from ohem.studies.jobs import NeglectJob, TrainJob, TuneJob, UseJob, _round, lef
 from ohem.studies.mini import mini_study
 from ohem.studies.paper import voc_row
 from ohem.studies.plan import Data, Study
-from ohem.studies.report import make_report, text_rows, write_report
-from ohem.studies.reproduce import Sharing, open_study, reproduce
+from ohem.studies.report import cost_rows, make_report, text_rows, write_report
+from ohem.studies.reproduce import Sharing, collect, open_study, reproduce
 from ohem.studies.runner import duration, needs_of, plan_jobs, progress_of, run_jobs, shard_of, targets
 from ohem.studies.tables import fill
 from ohem.studies.workshop import Results, Workshop
@@ -239,7 +240,8 @@ def test_a_class_without_test_objects_does_not_hide_the_others(tmp_path: Path) -
     results = Results(tmp_path)
     for training, gains in (("frcn", (0, 0)), ("ohem", (1, 9))):
         for seed in range(5):
-            ap = {"ap:cat": 50 + gains[0] + seed / 10, "ap:dog": 50 + gains[1] - seed / 10, "ap:zebra": None}
+            noise = seed / 10 if training == "frcn" else seed / 20
+            ap = {"ap:cat": 50 + gains[0] + noise, "ap:dog": 50 + gains[1] - noise, "ap:zebra": None}
             plain = {"map50": 50.0, "map70": 30.0, "coco:AP": 20.0, **ap}
             result = {"seed": seed, "plain": plain, "plain_part": plain, "loss_test": 0.2, "loss_train": [[10, 0.5]]}
             results.put(f"{training}-s{seed}", result)
@@ -359,11 +361,15 @@ def test_bootstrapping_trains_each_round_on_the_last_one_s_harvest(workshop: Wor
     assert second.sources().proposals == (str(first.folder / "harvest.json"),)
 
 
-def test_results_of_other_settings_are_refused(workshop: Workshop) -> None:
+def test_results_of_other_settings_are_refused(workshop: Workshop, tmp_path: Path) -> None:
     longer = {n: replace(t, overrides=(*t.overrides, "iterations=6")) for n, t in workshop.study.trainings.items()}
     other = Workshop(replace(workshop.study, trainings=longer), workshop.out, SILENT)
     with pytest.raises(OhemError, match="as the study is now, or another --out"):
         progress_of(plan_jobs(other.study, "table4", 1), other)
+    empty = replace(other, out=tmp_path)
+    with pytest.raises(OhemError, match=f"{workshop.out}/results/.*as the study is now"):
+        collect(empty, "table4", 1, workshop.out)
+    assert not (tmp_path / "results").exists()
 
 
 def test_results_of_other_data_are_refused(workshop: Workshop, tmp_path: Path) -> None:
@@ -455,6 +461,15 @@ def test_a_class_that_no_image_shows_is_not_the_one_left_out(workshop: Workshop)
         left_out_class(replace(images, records=()), 0)
 
 
+def test_nor_is_one_that_has_difficult_objects_and_crowds_alone(workshop: Workshop) -> None:
+    training = workshop.study.trainings["ohem"]
+    images, _ = workshop.train_images(training, load_recipe(training.recipe))
+    easy = replace(
+        images, records=tuple(replace(r, difficult=r.labels == 1, crowd=r.labels == 2) for r in images.records)
+    )
+    assert {left_out_class(easy, seed) for seed in range(3)} == {3}
+
+
 def up(record: ImageRecord) -> ImageRecord:
     return replace(record, labels=record.labels + 1)
 
@@ -487,6 +502,84 @@ def test_a_detector_that_makes_its_proposals_is_studied_without_any(tmp_path: Pa
     result = done.results.get("frcn-s0")
     assert result is not None
     assert result["loss_test"] > 0
+
+
+def test_memory_that_runs_out_ends_its_row_alone(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(job: TrainJob, _: Workshop) -> None:
+        raise torch.OutOfMemoryError("found 8 GB\nwanted 9")
+
+    monkeypatch.setattr(TrainJob, "run", run)
+    alone = Workshop(replace(workshop.study, rates=()), tmp_path, SILENT, workers=0)
+    jobs = [TrainJob(workshop.study.trainings["ohem"], seed, "ohem", ()) for seed in (0, 1)]
+    assert set(run_jobs(jobs, alone).values()) == {"OutOfMemoryError: found 8 GB wanted 9"}
+
+
+def test_trainings_on_other_data_than_each_other_or_than_given_are_refused(workshop: Workshop, tmp_path: Path) -> None:
+    one = Workshop(replace(workshop.study, rates=()), tmp_path, SILENT, workers=0)
+    jobs = [TrainJob(workshop.study.trainings["ohem"], seed, "ohem", ()) for seed in (0, 1, 2)]
+    tested = json.loads((workshop.results.folder / "ohem-s0.json").read_text())["test_fingerprint"]
+    for job, digest in zip(jobs[:2], ("a" * 64, "b" * 64), strict=True):
+        kept = {"fingerprint": digest, "test_fingerprint": tested, "settings": settings_digest(job.recipe(one))}
+        one.results.put(job.name, kept | {"job_seconds": 1})
+    with pytest.raises(OhemError, match=r"ohem-s1\.json: found a training on other .* than those of ohem-s0\.json"):
+        run_jobs(jobs[:2], one)
+    with pytest.raises(OhemError, match=r"ohem-s0\.json: found a training on other .* than those of .*data@train"):
+        run_jobs(jobs[::2], one)
+
+
+def test_names_that_yaml_takes_for_something_else_are_classes(tmp_path: Path) -> None:
+    data = Data((str(tmp_path),), classes=("0", "no", "a: b", "#c"))
+    training = mini_study({"main": data}).trainings["ohem"]
+    job = TrainJob(training, 0, "ohem", ())
+    assert job.recipe(Workshop(mini_study({"main": data}), tmp_path, SILENT)).data.classes == data.classes
+
+
+def test_scales_are_the_rows_and_not_the_recipes(tmp_path: Path) -> None:
+    own = (
+        "base: mini\ndetector: {image: {train_scales: [200, 240], test_scales: [200, 240]}, detection: {refine: 0.1}}\n"
+    )
+    (tmp_path / "own.yaml").write_text(own)
+    plain = mini_study({}, str(tmp_path / "own.yaml")).trainings["ohem"]
+    detector = load_recipe(plain.recipe, plain.overrides).detector
+    assert (detector.image.train_scales, detector.image.test_scales, detector.detection.refine) == ((), (), None)
+
+
+def test_published_proposals_are_used_for_all_images_or_none(tmp_path: Path) -> None:
+    for name in ("ImageSets/Main/trainval.txt", "ImageSets/Main/test.txt", "selective_search/test.mat"):
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).touch()
+    with pytest.raises(
+        OhemError, match=r"trainval\.mat: found no such file, but test\.mat; allowed: the proposals of both"
+    ):
+        open_study("table1", "mini", tmp_path, data=str(tmp_path / "mine"))
+    paper_folder(tmp_path)
+    mats = tmp_path / "selective_search_data"
+    mats.mkdir()
+    (mats / "voc_2007_trainval.mat").touch()
+    assert (full_data(tmp_path)["main"].proposals, full_data(tmp_path)["main"].test_proposals) == ((), ())
+    (mats / "voc_2007_test.mat").touch()
+    assert full_data(tmp_path)["main"].test_proposals == (str(mats / "voc_2007_test.mat"),)
+    assert full_data(tmp_path)["voc0712"].proposals == ()
+    with pytest.raises(OhemError, match="gone: found no such folder; allowed: the one that ohem data filled"):
+        open_study("table1", "full", tmp_path, data=str(tmp_path / "gone"))
+
+
+def test_costs_of_two_machines_have_no_ratio(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    for form, processor in (("frcn", "A"), ("ohem", "A"), ("loss_layer", "B")):
+        cost = {
+            "seconds": 1.0,
+            "ranking": 0.1,
+            "each": [1.0, 1.1],
+            "memory_gb": 1.0,
+            "machine": {"processor": processor},
+        }
+        results.put(f"cost-vgg16-{form}", cost)
+    assert [row[3] for row in cost_rows(Book(results, range(1)), ("vgg16",))] == ["1.00", "1.00", "-"]
+    c7 = next(claim for claim in CLAIMS if claim.id == "C7")
+    assert ("vgg16: time, loss layer / read-only", "not run") in c7.judge(Book(results, range(1))).measured
 
 
 def test_unknown_targets_name_the_known_ones_before_any_data_are_made(tmp_path: Path) -> None:

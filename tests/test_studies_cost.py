@@ -25,6 +25,14 @@ def test_proposals_are_filled_up_inside_the_image(count: int) -> None:
     assert (filled <= [90, 60, 90, 60]).all()
 
 
+def test_the_whole_image_stands_for_proposals_that_are_not_there() -> None:
+    none = np.zeros(0)
+    record = ImageRecord("a", Path("a"), 90, 60, none.reshape(0, 4), none.astype(int), none > 0, none > 0, none)
+    filled = fill_up(np.zeros((0, 4), np.float32), record)
+    assert filled[0].tolist() == [0, 0, 90, 60]
+    assert len(filled) == PROPOSALS
+
+
 def test_forms_are_recipes() -> None:
     assert load_recipe("vgg16", FORMS["loss_layer"]).mining == "loss_layer"
     assert load_recipe("vgg16", FORMS["ohem"]).mining == "read_only"

@@ -43,9 +43,10 @@ def test_equivalence_needs_both_sides() -> None:
     assert p_outside([-3.0, 3.0, 2.0, -2.0], 1.0) > 0.05
 
 
-def test_equal_values_are_certain() -> None:
-    assert p_greater([2.0, 2.0]) == 0.0
-    assert p_greater([2.0, 2.0], 2.0) == 1.0
+def test_equal_values_say_nothing_of_chance() -> None:
+    """Such as differences of detectors that have learned nothing."""
+    assert p_greater([2.0, 2.0]) == p_within([0.0, 0.0], 1.0) == p_outside([9.0, 9.0], 1.0) == 1.0
+    assert p_columns_differ([[1.0, 2.0], [1.0, 2.0]]) == 1.0
 
 
 def test_columns_that_differ_by_more_than_their_noise() -> None:

@@ -76,7 +76,7 @@ def reproduce(
     )
     workshop = Workshop(opened, out, console, device, workers)
     for folder in collect or []:
-        console.say(f"{folder}: {workshop.results.collect(folder)} results taken over")
+        console.say(f"{folder}: {study.collect(workshop, target, seeds, folder)} results taken over")
     jobs, progress = study.plan(workshop, target, seeds, sharing)
     left = "" if progress.seconds is None else f", about {duration(progress.seconds)} of one process"
     told = f"{target}: {progress.done} of {len(jobs)} jobs done, {len(progress.left)} left{left}"

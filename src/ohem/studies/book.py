@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from ohem.studies.workshop import Result, Results
 
 
+def same_machine(a: Result, b: Result) -> bool:
+    """Whether two measurements of cost may be divided by each other."""
+    return all(a.get(key) == b.get(key) for key in ("machine", "threads", "device"))
+
+
 @dataclass(frozen=True)
 class Book:
     """What tables and claims read.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from ohem.studies.book import Book
+from ohem.studies.book import Book, same_machine
 from ohem.studies.statistics import holm, interval, p_columns_differ, p_greater, p_less, p_outside, p_within
 
 LEVEL = 0.05
@@ -140,7 +140,7 @@ REASONABLE_TIME, REASONABLE_MEMORY = 1.76, 1.39
 def _ratios(book: Book, network: str, dear: str, cheap: str) -> tuple[list[float], list[float]]:
     """Time step by step (both saw the same images), and peak memory."""
     a, b = (book.results.get(f"cost-{network}-{form}") for form in (dear, cheap))
-    if a is None or b is None:
+    if a is None or b is None or not same_machine(a, b):
         return [], []
     return [x / y for x, y in zip(a["each"], b["each"], strict=False)], [a["memory_gb"] / b["memory_gb"]]
 

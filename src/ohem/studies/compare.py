@@ -83,7 +83,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
     specs = [run.recipe() for run in runs]
     _require_same_data(folders, runs, specs)
     _require_equal("evaluated on", folders, [each.fingerprint for each in measured])
-    _require_equal("evaluated with", folders, [_settings(each) for each in measured])
+    _require_same_settings(folders, measured)
     recipes = [flat_fields(spec.model_dump(mode="json")) for spec in specs]
     changing = [key for key in differing_fields(recipes) if key != "seed"]
     arms: dict[str, dict[int, Mapping[str, float]]] = {}
@@ -110,10 +110,18 @@ def _require_same_data(folders: Sequence[Path], runs: Sequence[Run], recipes: Se
         _require_equal("trained on", *zip(*same, strict=True))
 
 
-def _settings(found: _Evaluation) -> str:
+def _require_same_settings(folders: Sequence[Path], measured: Sequence[_Evaluation]) -> None:
     """What decides how a detector was used; the scales that it was trained at do not."""
-    image = {key: value for key, value in (found.settings.get("image") or {}).items() if key != "train_scales"}
-    return json.dumps([found.weights, {**found.settings, "image": image}], sort_keys=True)
+    used = [flat_fields({"weights": found.weights, **found.settings}) for found in measured]
+    for folder, its in zip(folders, used, strict=True):
+        differing = [key for key in differing_fields([used[0], its]) if key != "image.train_scales"]
+        if differing:
+            key = differing[0]
+            found, first = (json.dumps(each.get(key)) for each in (its, used[0]))
+            raise OhemError(
+                f"{folder}: {key}: found a run evaluated with {found}; allowed: {first}, as {folders[0]} was"
+                f" (ohem evaluate {shlex.quote(str(folder))} with that setting)"
+            )
 
 
 def _evaluation(run: Run) -> _Evaluation:
@@ -137,7 +145,7 @@ def _evaluation(run: Run) -> _Evaluation:
 def _require_equal(what: str, folders: Sequence[Path], values: Sequence[str]) -> None:
     for folder, value in zip(folders, values, strict=True):
         if value != values[0]:
-            raise OhemError(f"{folder}: found a run {what} other data or settings than {folders[0]}; allowed: the same")
+            raise OhemError(f"{folder}: found a run {what} other data than {folders[0]}; allowed: the same")
 
 
 def _numbers(found: _Evaluation) -> Mapping[str, float]:

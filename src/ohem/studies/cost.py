@@ -83,8 +83,13 @@ def measure_steps(
 
 
 def fill_up(boxes: NDArray[np.float32], record: ImageRecord) -> NDArray[np.float32]:
-    """Exactly :data:`PROPOSALS` boxes (P, 4): the image's own, and where it has fewer, copies moved by a few pixels."""
+    """Exactly :data:`PROPOSALS` boxes (P, 4): the image's own, and where it has fewer, copies moved by a few pixels.
+
+    Of an image without any, the whole image is the first.
+    """
     rng = np.random.default_rng(0)
+    if not len(boxes):
+        boxes = np.array([[0, 0, record.width, record.height]], np.float32)
     while len(boxes) < PROPOSALS:
         moved = boxes + rng.normal(0, 4, boxes.shape).astype(np.float32)
         moved = moved.clip(0, [record.width, record.height] * 2).astype(np.float32)
@@ -112,7 +117,9 @@ def main() -> None:
     own: dict[ImageId, NDArray[np.float32]] = {record.id: proposals[record.id] for record in used}
     network, form, steps, device = arguments.network, arguments.form, arguments.steps, pick_device(arguments.device)
     result = measure_steps(network, form, steps, used, own, classes=len(dataset.classes), device=device)
-    print(json.dumps({**result, "threads": torch.get_num_threads(), "network": arguments.network}))
+    print(
+        json.dumps({**result, "threads": torch.get_num_threads(), "device": device.type, "network": arguments.network})
+    )
 
 
 if __name__ == "__main__":

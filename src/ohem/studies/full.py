@@ -27,16 +27,12 @@ def full_data(folder: Path) -> Mapping[str, Data]:
     }
 
     def data(train: tuple[str, ...], test: str | None, server: str = "") -> Data:
-        files = [parts[name][1] for name in train]
-        known = all(file.is_file() for file in files)
-        test_file = parts[test][1] if test else None
-        return Data(
-            tuple(parts[name][0] for name in train),
-            (parts[test][0],) if test else (),
-            tuple(map(str, files)) if known else (),
-            (str(test_file),) if test_file and test_file.is_file() else (),
-            server=server,
-        )
+        tested = (test,) if test else ()
+        # Published proposals for all of its images, or our own for all.
+        known = all(parts[name][1].is_file() for name in (*train, *tested))
+        files, test_files = ([str(parts[name][1]) for name in names if known] for names in (train, tested))
+        sources, test_sources = ([parts[name][0] for name in names] for names in (train, tested))
+        return Data(tuple(sources), tuple(test_sources), tuple(files), tuple(test_files), server=server)
 
     has07, has12 = (path.is_dir() for path in (voc07, voc12))
     found: dict[str, Data] = {}
@@ -91,6 +87,7 @@ def full_study(folder: Path) -> Study:
         ),
         *(arm(f"{name}_coco", f"coco_vgg16_{name}", data="coco") for name in ("frcn", "ohem", "ohem_m")),
         arm("ohem_m_coco_trainval", "coco_trainval_vgg16_ohem_m", data="coco_trainval"),
+        arm("frcn_official", f"{voc07}_frcn_official"),
         arm("ohem_official", f"{voc07}_ohem_official"),
         arm("frozen", f"{voc07}_frozen"),
         replace(arm("bootstrap", f"{voc07}_frcn_bg0"), rounds=3),
@@ -212,7 +209,8 @@ def _rivals() -> tuple[Row, ...]:
     rows = (
         ("Fast R-CNN's heuristic", "frcn"),
         ("OHEM", "ohem"),
-        ("OHEM, the authors' schedule", "ohem_official"),
+        ("Fast R-CNN's heuristic, the code's schedule", "frcn_official"),
+        ("OHEM, the code's schedule", "ohem_official"),
         ("OHEM as in MMDetection", "ohem_quota"),
         ("S-OHEM", "stratified"),
         ("IoU-balanced", "iou_balanced"),

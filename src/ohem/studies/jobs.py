@@ -23,7 +23,7 @@ from ohem.models.weights import load_detector
 from ohem.opening import pick_device
 from ohem.proposals.imports import load_proposals
 from ohem.recipes.recipe import Recipe, load_recipe, override_spec
-from ohem.studies.neglect import neglect
+from ohem.studies.neglect import neglect, trained_labels
 from ohem.studies.plan import Data, Training
 from ohem.studies.workshop import Result, Workshop, data_spec
 from ohem.training.run import Run, Sources, fingerprint, machine
@@ -236,10 +236,10 @@ class NeglectJob(_AfterTraining):
 
 
 def left_out_class(images: DetectionDataset, seed: int) -> int:
-    """The label, from 1, that a seed leaves out: each that occurs in turn."""
-    there = sorted({int(label) for record in images.records for label in record.labels})
+    """The label, from 1, that a seed leaves out: each in turn that has objects which train, so no difficult ones or crowds."""
+    there = sorted({int(label) for record in images.records for label in trained_labels(record)})
     if not there:
-        raise OhemError(f"{images.name}: found no object; allowed: data of which a class can be left out")
+        raise OhemError(f"{images.name}: found no object to train on; allowed: data of which a class can be left out")
     return there[seed % len(there)]
 
 
@@ -308,7 +308,7 @@ def settings_digest(recipe: Recipe) -> str:
 
 def _recipe(training: Training, data: Data, *overrides: str) -> Recipe:
     spec = data_spec(data.classes)
-    named = [f"data.classes=[{','.join(spec.classes)}]"] if spec.classes else []
+    named = [f"data.classes={json.dumps(spec.classes)}"] if spec.classes else []
     rules = [f"data.other_classes={spec.other_classes}", f"data.bad_boxes={spec.bad_boxes}"]
     return load_recipe(training.recipe, [*named, *rules, *training.overrides, *overrides])
 
@@ -337,12 +337,12 @@ def _round(recipe: Recipe, rounds: int, init_from: Path | None) -> Recipe:
 def _train(name: str, recipe: Recipe, data: Data, workshop: Workshop) -> Run:
     """The finished run of that name: begun, gone on with, or found."""
     folder, say = workshop.run_folder(name), workshop.reporter
+    sources = Sources(data.train, proposals=data.proposals)
     if folder.exists() and settings_digest(Run.open(folder).recipe()) != settings_digest(recipe):
         raise OhemError(f"{folder}: found a run of another recipe; allowed: another --out, or the folder removed")
     if folder.exists():
-        finished = resume(folder, device=workshop.device, workers=workshop.workers, reporter=say)
+        finished = resume(folder, moved=sources, device=workshop.device, workers=workshop.workers, reporter=say)
     else:
-        sources = Sources(data.train, proposals=data.proposals)
         _, finished = train(
             recipe, sources, folder=folder, device=workshop.device, workers=workshop.workers, reporter=say
         )

@@ -4,10 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from ohem.data.dataset import DetectionDataset, Proposals
+from ohem.data.dataset import DetectionDataset, ImageRecord, Proposals
 from ohem.data.loading import Sample, Samples, load_batches, training_batches
 from ohem.data.split import draw_count
 from ohem.mining import score_images
@@ -143,7 +145,13 @@ def _class_loss(
 
 
 def _with(images: DetectionDataset, label: int) -> DetectionDataset:
-    return replace(images, records=tuple(r for r in images.records if (r.labels == label).any()))
+    return replace(images, records=tuple(r for r in images.records if (trained_labels(r) == label).any()))
+
+
+def trained_labels(record: ImageRecord) -> NDArray[np.int64]:
+    """Labels, from 1, of an image's objects but difficult ones and crowds, which no RoI is to be."""
+    labels: NDArray[np.int64] = record.labels[~(record.difficult | record.crowd)]
+    return labels
 
 
 def _mean(values: Sequence[float]) -> float:

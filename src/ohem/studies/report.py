@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from ohem.files import write_atomically
-from ohem.studies.book import Book
+from ohem.studies.book import Book, same_machine
 from ohem.studies.chart import line_chart
 from ohem.studies.claims import LEVEL, Judgement, judge_all
 from ohem.studies.cost import FORMS
@@ -81,7 +81,8 @@ def cost_rows(book: Book, networks: Sequence[str]) -> list[tuple[str, ...]]:
             found, paper = book.results.get(f"cost-{network}-{form}"), TABLE2[network]
             if found is None:
                 continue
-            ratios = [f"{found[k] / base[k]:.2f}" if base else "-" for k in ("seconds", "memory_gb")]
+            paired = base is not None and same_machine(found, base)
+            ratios = [f"{found[k] / base[k]:.2f}" if base and paired else "-" for k in ("seconds", "memory_gb")]
             theirs = [f"{paper[form][i] / paper['frcn'][i]:.2f}" if form in paper else "-" for i in (0, 1)]
             rows.append(
                 (

@@ -73,6 +73,8 @@ def open_study(
             raise OhemError(
                 "reproduce: found no --data, or settings of mini; allowed with --scale full: --data DIR alone"
             )
+        if not Path(data).is_dir():
+            raise OhemError(f"{data}: found no such folder; allowed: the one that ohem data filled")
         return full_study(Path(data))
     if data is None and (test or classes):
         raise OhemError("reproduce: found --test or --classes; allowed beside --data DATA, not with the built-in data")
@@ -100,7 +102,13 @@ def _main_data(
     if not all((folder / "ImageSets/Main" / f"{name}.txt").is_file() for name in ("trainval", "test")):
         raise OhemError(f"{data}: found no splits trainval and test; allowed: a VOC folder with them, or --test DATA")
     files = [folder / "selective_search" / f"{name}.mat" for name in ("trainval", "test")]
-    named = [(str(file),) if file.is_file() else () for file in files]
+    there = [file for file in files if file.is_file()]
+    if len(there) == 1:
+        (gone,) = set(files) - set(there)
+        raise OhemError(
+            f"{gone}: found no such file, but {there[0].name}; allowed: the proposals of both, or of neither"
+        )
+    named = [(str(file),) if file in there else () for file in files]
     return Data((splits[0],), (splits[1],), named[0], named[1], classes)
 
 
@@ -108,6 +116,17 @@ def plan(workshop: Workshop, target: str, seeds: int, sharing: Sharing) -> tuple
     """This part's jobs, and what is done of them."""
     jobs = shard_of(plan_jobs(workshop.study, target, seeds), sharing.part, sharing.parts)
     return jobs, progress_of(jobs, workshop)
+
+
+def collect(workshop: Workshop, target: str, seeds: int, folder: Path) -> int:
+    """Take over the results in another ``out``, of any target; returns how many.
+
+    Raises:
+        OhemError: there are none, they differ from one's own, or those of this target have other settings.
+    """
+    if (folder / "results").is_dir():
+        progress_of(plan_jobs(workshop.study, target, seeds), replace(workshop, out=folder))  # for its checks
+    return workshop.results.collect(folder)
 
 
 def reproduce(workshop: Workshop, target: str, seeds: int, sharing: Sharing) -> tuple[Report, Path]:

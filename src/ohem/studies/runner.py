@@ -1,11 +1,12 @@
 """Which jobs a study needs, which are done, and running the rest: resumable, and in parts on several machines."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 
-from ohem.data.rules import listed
+from ohem.data.rules import listed, one_line
 from ohem.errors import OhemError, did_you_mean
 from ohem.studies.claims import CLAIMS
 from ohem.studies.cost import FORMS
@@ -152,6 +153,30 @@ def _require_same_data(jobs: Sequence[Job], workshop: Workshop) -> None:
         if found:
             path = workshop.results.folder / f"{found[0].name}.json"
             raise OhemError(f"{path}: found a result of other test images or proposals than {than}; allowed: {allowed}")
+    _require_same_training_data(jobs, left, workshop)
+
+
+def _require_same_training_data(jobs: Sequence[Job], left: Container[str], workshop: Workshop) -> None:
+    """Raise OhemError where finished trainings had other images or proposals than each other, or than those given."""
+    first: dict[tuple[str, float, float, int | None], tuple[str, str]] = {}
+    known = [job for job in jobs if isinstance(job, TrainJob) and job.training.data in workshop.study.data]
+    for job in known:
+        result = workshop.results.get(job.name)
+        if not result or "fingerprint" not in result or job.training.rounds > 1 or job.missing(workshop):
+            continue
+        part = (recipe := job.recipe(workshop)).data
+        key = (job.training.data, part.fraction, part.holdout, job.seed if part.fraction < 1 else None)
+        whole = part.fraction == 1 and not part.holdout
+        if key not in first and whole and any(o.name in left for o in known if o.training.data == job.training.data):
+            with suppress(OhemError):  # told of each row that needs the data
+                given = fingerprint(*workshop.train_images(job.training, recipe))
+                first[key] = given, listed(workshop.study.data[job.training.data].train)
+        digest, than = first.setdefault(key, (result["fingerprint"], f"{job.name}.json"))
+        if result["fingerprint"] != digest:
+            raise OhemError(
+                f"{workshop.results.folder / job.name}.json: found a training on other images or proposals than those of"
+                f" {than}; allowed: an --out for each data set"
+            )
 
 
 def _tested(job: TrainJob, workshop: Workshop) -> Result | None:
@@ -182,9 +207,11 @@ def run_jobs(jobs: Sequence[Job], workshop: Workshop) -> dict[str, str]:
         workshop.reporter.say(f"{time.strftime('%H:%M')} {job.name} ({rest.done} of {total} done{left})")
         try:
             run_job(job, workshop)
-        except OhemError as error:
-            not_run[job.name] = str(error)
-            workshop.reporter.warn(f"{job.name}: not run: {error}")
+        except (OhemError, RuntimeError, MemoryError) as error:
+            # torch says with RuntimeErrors that memory is short, or an operator missing.
+            ours = isinstance(error, OhemError)
+            not_run[job.name] = str(error) if ours else f"{type(error).__name__}: {one_line(str(error), 300)}"
+            workshop.reporter.warn(f"{job.name}: not run: {not_run[job.name]}")
     return not_run
 
 

@@ -46,12 +46,15 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
 
 
 def p_greater(values: Sequence[float], than: float = 0.0) -> float:
-    """One-sided p-value of the hypothesis that the mean of the values is greater; 1 where there are fewer than two."""
+    """One-sided p-value of the hypothesis that the mean of the values is greater.
+
+    1 where there are fewer than two, or all are equal: they do not say how much chance is in them.
+    """
     if len(values) < 2:
         return 1.0
     spread = stdev(values) / math.sqrt(len(values))
     if spread == 0:
-        return 0.0 if mean(values) > than else 1.0
+        return 1.0
     return float(stats.t.sf((mean(values) - than) / spread, len(values) - 1))
 
 
@@ -86,7 +89,7 @@ def p_columns_differ(rows: Sequence[Sequence[float]]) -> float:
     residual = sum((rows[r][c] - lines[r] - columns[c] + grand) ** 2 for r in range(count) for c in range(width))
     freedom = (count - 1) * (width - 1)
     if residual == 0:
-        return 0.0 if between > 0 else 1.0
+        return 1.0
     return float(stats.f.sf(between / (residual / freedom), width - 1, freedom))
 
 

@@ -1,5 +1,7 @@
 """Bootstrapping: the working set is all foreground and the frozen detector's false positives, and it only grows."""
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +75,20 @@ def test_the_working_set_only_grows(trained: Path, monkeypatch: pytest.MonkeyPat
     both = harvest(trained / "run", data, trained / "both.json", also=wide, max_background=0.0, workers=0)
     for image, boxes in wide.items():
         assert 1 <= len(narrow[image]) < len(boxes) == len(both[image])
+
+
+def test_an_image_without_proposals_stays_in_the_file_as_a_whole(trained: Path) -> None:
+    data, cache = f"{trained}/data@train", trained / "bare.sqlite"
+    run = Run.open(trained / "run")
+    dataset = open_dataset([data], run.recipe().data, SILENT)
+    open_proposals(dataset, [], run.recipe().detector.proposals, 1, SILENT, cache)
+    first = dataset.records[0]
+    with closing(sqlite3.connect(cache)) as connection, connection:
+        connection.execute("UPDATE proposals SET boxes = x'' WHERE image_id = ?", (first.id,))
+    kept = harvest(run.folder, data, str(trained / "bare.json"), proposals=str(cache), workers=0)
+    read = load_coco_proposals(trained / "bare.json")
+    assert kept.keys() == read.keys() == {record.id for record in dataset.records}
+    assert read[first.id].tolist() == [[0, 0, first.width, first.height]]
 
 
 def test_it_runs_where_it_is_told_to(trained: Path) -> None:

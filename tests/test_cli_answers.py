@@ -101,6 +101,7 @@ def test_answers_count_what_was_found(runs: Path, capsys: pytest.CaptureFixture[
 def test_nothing_but_the_answer_is_on_stdout(runs: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command = ["evaluate", "hard", "--data", "data@test", "--proposals", "boxes.sqlite", "--workers", 0]
     assert ohem("propose", "data@test", "--out", "boxes.sqlite", "--workers", 1) == 0
+    assert ohem("propose", "data@test", "--out", "more.sqlite", "--proposals", "boxes.sqlite") == 2
     capfd.readouterr()
     assert ohem(*command, "--json") == 0
     told, talk = capfd.readouterr()

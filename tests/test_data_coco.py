@@ -137,6 +137,17 @@ def test_a_name_that_would_move_the_cursor_is_told_on_one_line(name: str, root: 
     assert f"categories[1].name: found {name!r}; allowed: a printable name of its own" in str(caught.value)
 
 
+def test_a_class_that_the_file_lacks_may_have_no_objects_where_lists_may_differ(root: Path) -> None:
+    data = read(root, ["cat", "person", "yak"], other_classes="drop")
+    assert data.classes == ("cat", "person", "yak")
+    assert len(set(data.category_ids)) == 3
+    assert data.category_ids[1] == 7
+    assert data.records[0].labels.tolist() == [2]
+    assert "classes that are no category of the file: cat, yak" in data.notes
+    with pytest.raises(DataError, match="no category 'yak', which is in the class list"):
+        read(root, ["yak"], other_classes="drop")
+
+
 def test_a_class_of_the_list_must_be_a_category(root: Path) -> None:
     with pytest.raises(DataError, match="found no category 'cat', which is in the class list; allowed: dog, person"):
         read(root, ["person", "dog", "cat"])

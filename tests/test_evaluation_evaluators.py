@@ -11,6 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import ohem
+from ohem.errors import OhemError
 from ohem.evaluation.coco import COCO_NUMBERS
 
 CLASSES = ("cat", "dog", "hen")
@@ -143,3 +144,8 @@ def test_a_bad_batch_is_refused_and_leaves_nothing_behind(preds: list, target: l
         evaluator.update(preds, target)
     with pytest.raises(ohem.OhemError, match="no image"):
         evaluator.compute()
+
+
+def test_a_text_is_no_list_of_classes() -> None:
+    with pytest.raises(OhemError, match="classes: found the text 'cat'; allowed: "):
+        ohem.CocoEvaluator("cat")

@@ -240,3 +240,14 @@ def test_settings_that_a_detector_has_not_are_refused() -> None:
     ):
         with pytest.raises(OhemError, match=told):
             load_recipe("lite0", overrides)
+
+
+@pytest.mark.parametrize("field", ["shortest=330", "train_scales=[320, 330]", "test_scales=[330]"])
+def test_a_shortest_side_beyond_the_longest_would_do_nothing(field: str) -> None:
+    load_recipe("lite0", [f"detector.image.{field.replace('330', '320')}"])
+    with pytest.raises(OhemError, match=rf"{field.split('=')[0]}: found 330; allowed: at most 320"):
+        load_recipe("lite0", [f"detector.image.{field}"])
+
+
+def test_a_single_override_is_not_its_letters() -> None:
+    assert load_recipe("lite0", "sampler=random") == load_recipe("lite0", ["sampler=random"])

@@ -14,6 +14,8 @@ from PIL import Image
 
 import ohem
 from ohem.data.dataset import ImageRecord
+from ohem.data.sources import load_dataset
+from ohem.data.split import hold_out
 from ohem.errors import OhemError
 from ohem.evaluation.error_kinds import KINDS
 from ohem.files import new_file
@@ -21,9 +23,11 @@ from ohem.opening import SILENT
 from ohem.report.accuracy import error_chart
 from ohem.report.gallery import Outline, Sketch, make_gallery, spread
 from ohem.report.log_charts import returned_shares
+from ohem.report.regions import hardest_regions
 from ohem.report.report import _facts, make_report
 from ohem.report.runs import open_runs
 from ohem.report.svg import Bar, Line, bar_chart, layer_chart, line_chart, nice_step
+from ohem.training.run import Sources
 from shapes import CLASSES, make_shapes, small_recipe
 
 
@@ -220,6 +224,17 @@ def test_errors_are_named_and_iterations_told_once_where_the_first_run_is_anothe
     drawing = error_chart(opened).drawing
     assert [kind for kind in KINDS if f">{kind}</text>" not in drawing] == []
     assert [name for name, _ in _facts(opened)].count("iterations") == 1
+
+
+def test_hard_regions_are_of_images_that_were_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OHEM_CACHE", str(tmp_path / "cache"))
+    data = make_shapes(tmp_path / "data", train=8, test=1)
+    sources = Sources((f"{data}@train",))
+    ohem.train(small_recipe("iterations=2", "data.holdout=0.5"), sources, folder=tmp_path / "run", workers=0)
+    (run,) = open_runs([tmp_path / "run"], (), SILENT)
+    regions, _ = hardest_regions(run, 0, device="cpu", workers=0, reporter=SILENT)
+    trained = {record.id for record in hold_out(load_dataset(f"{data}@train"), 0.5)[0].records}
+    assert {region.record.id for region in regions} == trained
 
 
 def test_a_run_whose_data_are_gone_has_its_log_and_the_page_says_what_is_missing(

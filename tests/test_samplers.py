@@ -159,6 +159,18 @@ def test_equal_to_the_slow_reference_on_10_000_rois(k, groups, fill):
     assert fill or len(expected) < 10_000
 
 
+@pytest.mark.parametrize("nms_iou", [0.7, None])
+def test_settings_that_no_recipe_would_take_are_refused(nms_iou):
+    with pytest.raises(ValueError, match="cap: found 'Batch'; allowed: image, batch"):
+        HardSampler(cap="Batch")
+    with pytest.raises(ValueError, match="allowed: k from 0"):
+        hard_examples(torch.rand(4, 4), torch.rand(4), -1, nms_iou)
+    with pytest.raises(ValueError, match="3 losses of 4 boxes"):
+        hard_examples(torch.rand(4, 4), torch.rand(3), 2, nms_iou)
+    with pytest.raises(ValueError, match="sampler: found a NoneType; allowed: a list"):
+        checked(None, [])
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("nms_iou", [0.7, None])
 def test_a_loss_that_is_not_finite_is_refused_and_named(bad, nms_iou):

@@ -235,6 +235,13 @@ def test_rivals(sampler):
     assert 0 < count == sum(map(len, watched.chosen)) <= 16
 
 
+@pytest.mark.parametrize("sampler", [HardSampler, "hard", None])
+@pytest.mark.parametrize("use", [ohem.use_sampler, ohem.use_rpn_sampler])
+def test_what_cannot_be_called_is_refused_at_once(use, sampler):
+    with pytest.raises(ValueError, match=r"sampler: found .*; allowed: an object to call, such as HardSampler\(\)"):
+        use(built(SMALL), sampler)
+
+
 # -------------------------------------------------------------------------------------------------- what is trained on
 
 

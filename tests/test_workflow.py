@@ -18,6 +18,7 @@ from PIL import Image
 
 import ohem
 from ohem.bootstrapping import harvest
+from ohem.data.split import hold_out
 from ohem.errors import OhemError
 from ohem.files import new_folder
 from ohem.models.weights import load_detector, save_detector
@@ -25,7 +26,7 @@ from ohem.pictures import JPEG_MAX_SIDE, draw_boxes, drawn_names, find_pictures
 from ohem.recipes.recipe import DataSpec
 from ohem.training.loop import AnnotatedImages
 from ohem.training.run import Run, Sources
-from ohem.workflow import _create_run
+from ohem.workflow import _began_so, _create_run, trained_on
 from shapes import make_shapes, open_shapes, small_recipe
 
 
@@ -105,6 +106,24 @@ def test_a_run_is_trained_by_one_process_at_a_time(run: Path) -> None:
     with Run(copy).alone():
         assert (copy / ".lock").exists()
     assert not (copy / ".lock").exists()
+
+
+def test_a_restart_goes_on_with_what_its_command_began_and_with_no_other_run(run: Path) -> None:
+    recipe, sources = small_recipe("iterations=1"), Sources((data_of(run, "train"),))
+    assert _began_so(Run(run), recipe, sources)
+    assert not _began_so(Run(run), small_recipe("iterations=2"), sources)
+    assert not _began_so(Run(run), recipe, Sources((data_of(run),)))
+    assert not _began_so(Run(Path("nowhere")), recipe, sources)
+
+
+def test_what_is_held_out_is_no_training_image() -> None:
+    whole, _ = open_shapes(make_shapes(Path("data"), train=20, test=1), "train")
+    recipe = small_recipe("data.holdout=0.25", "data.fraction=0.6")
+    held = {record.id for record in hold_out(whole, 0.25)[1].records}
+    part = trained_on(whole, recipe, Sources(("a",)))
+    assert len(part) == 9
+    assert not held & {record.id for record in part.records}
+    assert len(trained_on(whole, recipe, Sources(("a",), ("b",)))) == 12  # there are other images to validate on
 
 
 def test_a_resumed_run_is_validated_on_what_it_was() -> None:

@@ -40,7 +40,7 @@ def is_hard(image: ScoredImage, max_background: float = 0.5) -> torch.Tensor:
 def harvest(
     source: Path | str,
     data: Sequence[str] | str,
-    out: Path,
+    out: Path | str,
     *,
     proposals: Sequence[str] | str = (),
     also: Proposals | None = None,
@@ -72,6 +72,7 @@ def harvest(
     Raises:
         OhemError: ``out`` exists, or anything is wrong with the weights or the data.
     """
+    out = Path(out)
     require_new_file(out)
     detector, spec, classes = load_detector(find_weights(source, weights))
     if spec.given_proposals is None:
@@ -92,23 +93,33 @@ def harvest(
     candidates = 0
     for image in score_images(detector, spec, dataset.records, every, workers=workers, progress=progress):
         boxes = every[image.record.id][: spec.max_proposals or None]
+        if not len(boxes):  # a file names images by their boxes alone
+            whole = np.array([[0, 0, image.record.width, image.record.height]], np.float32)
+            kept[image.record.id] = whole
+            rows.append(_row(image.record.id, whole[0].tolist(), 0.0))
+            continue
         losses = image.losses.total[: len(boxes)].cpu().numpy()
         chosen = is_hard(image, max_background)[: len(boxes)].cpu().numpy()
-        if not chosen.any() and len(boxes):
+        if not chosen.any():
             chosen[losses.argmax()] = True
         if also is not None:
             chosen |= _among(boxes, also[image.record.id])
         candidates += len(boxes)
         kept[image.record.id] = boxes[chosen]
         rows += [
-            {"image_id": image.record.id, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": round(float(loss), 4)}
-            for (x1, y1, x2, y2), loss in zip(boxes[chosen].tolist(), losses[chosen], strict=True)
+            _row(image.record.id, box, float(loss))
+            for box, loss in zip(boxes[chosen].tolist(), losses[chosen], strict=True)
         ]
     write_atomically(out, json.dumps(rows))
     reporter.say(
         f"{out}: {len(rows)} of {candidates} proposals of {len(kept)} images are foreground or false positives"
     )
     return kept
+
+
+def _row(image_id: ImageId, box: Sequence[float], loss: float) -> dict[str, object]:
+    x1, y1, x2, y2 = box
+    return {"image_id": image_id, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": round(loss, 4)}
 
 
 def _among(boxes: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ohem.data.dataset import Detections, ImageId, ImageRecord, Proposals
-from ohem.data.rules import BadBoxes, OtherClasses, one_line
-from ohem.data.sources import as_names
+from ohem.data.rules import BadBoxes, OtherClasses, as_names, one_line
 from ohem.errors import OhemError
 from ohem.evaluation.coco import CocoResult, evaluate_coco
 from ohem.evaluation.results import save_coco_results, save_voc_results, voc_result_paths
@@ -44,7 +43,7 @@ def evaluate(
     proposals: Sequence[str] | str = (),
     out: Path | None = None,
     weights: Weights = "best",
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str] | str = (),
     other_classes: OtherClasses = "drop",
     bad_boxes: BadBoxes = "error",
     device: str | None = None,

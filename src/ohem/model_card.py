@@ -62,7 +62,7 @@ the folder away.
 """
 
 
-def export_weights(source: Path, folder: Path, *, weights: Weights = "best") -> Path:
+def export_weights(source: Path | str, folder: Path | str, *, weights: Weights = "best") -> Path:
     """Copy a run's weights into a new folder, with a model card, ``README.md``, beside them.
 
     The card is in the form that model hubs read: what the detector is, how it is used, what it was trained on, and its
@@ -79,6 +79,7 @@ def export_weights(source: Path, folder: Path, *, weights: Weights = "best") -> 
     Raises:
         OhemError: there is something in the folder, the source is no run, or it has no weights.
     """
+    source, folder = Path(source), Path(folder)
     require_free(folder)
     run = Run.open(source)
     file = find_weights(source, weights)

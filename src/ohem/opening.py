@@ -10,8 +10,8 @@ import torch
 
 from ohem.data.check import load_checked
 from ohem.data.dataset import DetectionDataset, Proposals
-from ohem.data.rules import Annotations
-from ohem.data.sources import as_names, load_dataset
+from ohem.data.rules import Annotations, as_names
+from ohem.data.sources import load_dataset
 from ohem.errors import DataError, OhemError
 from ohem.models.spec import ProposalSpec
 from ohem.proposals.cache import ProposalCache, ProposalSetting, default_cache_path, make_proposals

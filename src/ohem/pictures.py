@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ohem.data.dataset import DetectionDataset, Detections, ImageId, ImageRecord
 from ohem.data.images import image_size, is_picture, read_image
-from ohem.data.sources import as_names
+from ohem.data.rules import as_names
 from ohem.errors import DataError, Fault, OhemError
 from ohem.files import atomic_writer, new_folder, write_atomically
 from ohem.judging import run_detector

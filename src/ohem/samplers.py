@@ -46,6 +46,8 @@ def checked(chosen: Sequence[Tensor], rois: Sequence[Rois], what: str = "RoI") -
     Raises:
         ValueError: not one tensor (K,) of int64 indices for each image, or one of no RoI or of an ignored one.
     """
+    if not isinstance(chosen, Sequence):
+        raise ValueError(f"sampler: found a {type(chosen).__name__}; allowed: a list, of one tensor for each image")
     if len(chosen) != len(rois):
         raise ValueError(f"sampler: found {len(chosen)} entries; allowed: {len(rois)}, one for each image")
     allowed, chooses_no_candidate = f"one tensor (K,) of int64 indices of {what}s that are not ignored", []
@@ -95,8 +97,13 @@ def hard_examples(
         (min(k, survivors),) int64 indices into ``boxes``, hardest first.
 
     Raises:
-        ValueError: a loss is NaN or infinite. It would sort as the hardest example and train the network on nonsense.
+        ValueError: a loss is NaN or infinite: it would sort as the hardest example and train the network on nonsense.
+            Or k is negative, or there is not one loss for each box.
     """
+    if k < 0 or len(losses) != len(boxes):
+        raise ValueError(
+            f"found k {k} and {len(losses)} losses of {len(boxes)} boxes; allowed: k from 0, as many losses"
+        )
     if not losses.isfinite().all():
         first = int((~losses.isfinite()).nonzero()[0])
         raise ValueError(f"losses[{first}]: found {float(losses[first])}; allowed: finite numbers")
@@ -163,6 +170,8 @@ class HardSampler:
         require_one_or_more("rois_per_image", self.rois_per_image)
         if self.nms_iou is not None:
             require_share("nms_iou", self.nms_iou)
+        if self.cap not in ("image", "batch"):
+            raise ValueError(f"cap: found {self.cap!r}; allowed: image, batch")
 
     def __call__(self, rois: list[Rois], score: Score, rng: Generator) -> list[Tensor]:
         """The hardest RoIs of each image, hardest first; ``rng`` is not used."""

@@ -75,7 +75,7 @@ def submit(
     name: str | None = None,
     test_set: str | None = None,
     weights: Weights = "best",
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str] | str = (),
     device: str | None = None,
     workers: int = 1,
     reporter: Reporter = SILENT,

@@ -61,10 +61,11 @@ def use_sampler(model: nn.Module, sampler: Sampler, *, ranking_chunk: int = 512)
 
     Raises:
         ValueError: the model has no ``RoIHeads`` (of torchvision's one-stage detectors the text says why they need no
-            sampler), or ``ranking_chunk`` is less than 1. In a later training step: see
+            sampler), ``ranking_chunk`` is less than 1, or the sampler cannot be called. In a later training step: see
             :class:`ohem.losses.NonFiniteLossError` and :func:`ohem.samplers.checked`.
     """
     require_one_or_more("ranking_chunk", ranking_chunk)
+    _require_sampler(sampler)
     for heads in _parts(model, RoIHeads):
         _let_mine(heads, MiningRoIHeads, Mining(sampler, ranking_chunk))
 
@@ -84,10 +85,16 @@ def use_rpn_sampler(model: nn.Module, sampler: Sampler) -> None:
             near-duplicates among all of them, as :class:`ohem.rivals.StratifiedSampler` does, takes minutes.
 
     Raises:
-        ValueError: the model has no ``RegionProposalNetwork``. In a later training step: as for :func:`use_sampler`.
+        ValueError: the model has no ``RegionProposalNetwork``, or the sampler cannot be called. In a later training step: as for :func:`use_sampler`.
     """
+    _require_sampler(sampler)
     for rpn in _parts(model, RegionProposalNetwork):
         _let_mine(rpn, MiningRPN, Mining(sampler))
+
+
+def _require_sampler(sampler: object) -> None:
+    if not callable(sampler) or isinstance(sampler, type):
+        raise ValueError(f"sampler: found {sampler!r}; allowed: an object to call, such as HardSampler()")
 
 
 def boxes_in_float32(model: nn.Module) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ohem.data.dataset import DetectionDataset
 from ohem.data.split import draw_fraction, hold_out
 from ohem.errors import OhemError
 from ohem.files import next_folder, require_free
@@ -59,7 +60,7 @@ def train(
     processes = Processes.join(pick_device(device))
     wanted = None if folder is None else Path(folder)
     begun = wanted or newest_folder(Path("runs") / name)
-    if processes.restarts and Run(begun).info_file.exists():
+    if processes.restarts and _began_so(Run(begun), recipe, sources):
         return begun, resume(begun, device=device, workers=workers, tensorboard=tensorboard, reporter=reporter)
     reporter = reporter if processes.first else SILENT
     _require_together(recipe, processes)
@@ -79,7 +80,7 @@ def train(
 
 
 def resume(
-    folder: Path,
+    folder: Path | str,
     *,
     moved: Sources | None = None,
     device: str | None = None,
@@ -100,7 +101,7 @@ def resume(
     Raises:
         OhemError: not a run, or its data changed since it began.
     """
-    start = time.perf_counter()
+    start, folder = time.perf_counter(), Path(folder)
     processes = Processes.join(pick_device(device))
     reporter = reporter if processes.first else SILENT
     run = Run.open(folder)
@@ -160,6 +161,11 @@ def _create_run(
                 raise
 
 
+def _began_so(run: Run, recipe: Recipe, sources: Sources) -> bool:
+    """Whether it is what this command begins: before a restart, perhaps, but surely no other training."""
+    return run.info_file.exists() and run.recipe() == recipe and run.sources() == sources
+
+
 def _require_together(recipe: Recipe, processes: Processes) -> None:
     processes.require_enough(recipe.images_per_step)
     if processes.count > 1 and ranks_together(recipe.sampler):
@@ -183,6 +189,12 @@ def _open_all(
     return opened
 
 
+def trained_on(whole: DetectionDataset, recipe: Recipe, sources: Sources) -> DetectionDataset:
+    """What of the images a recipe trains on: without those held out, and of these its fraction."""
+    kept = hold_out(whole, recipe.data.holdout)[0] if recipe.data.holdout and not sources.val else whole
+    return draw_fraction(kept, recipe.data.fraction, recipe.seed) if recipe.data.fraction < 1 else kept
+
+
 def _open_sets(
     recipe: Recipe, sources: Sources, workers: int, reporter: Reporter
 ) -> tuple[AnnotatedImages, AnnotatedImages | None]:
@@ -190,7 +202,7 @@ def _open_sets(
     if sources.val_proposals and not sources.val:
         raise OhemError(f"val_proposals: found {sources.val_proposals[0]}; allowed beside validation data: --val DATA")
     whole = open_dataset(sources.train, recipe.data, reporter)
-    train_set, val_set = whole, None
+    val_set = None
     if sources.val:
         if recipe.data.holdout:
             reporter.warn(f"{whole.name}: no image is held out (data.holdout), since there are validation data")
@@ -199,15 +211,14 @@ def _open_sets(
     if val_set is not None:
         val_proposals = open_proposals(val_set, sources.val_proposals, spec, workers, reporter)
     elif recipe.data.holdout:
-        train_set, val_set = hold_out(whole, recipe.data.holdout)
+        _, val_set = hold_out(whole, recipe.data.holdout)
         val_proposals = proposals
         if not len(val_set):
             raise OhemError(
                 f"data.holdout: found {recipe.data.holdout}, which is none of {len(whole)} images; allowed: a larger share, or 0"
             )
         reporter.say(f"{whole.name}: {len(val_set)} of {len(whole)} images held out for validation")
-    if recipe.data.fraction < 1:
-        train_set = draw_fraction(train_set, recipe.data.fraction, recipe.seed)
+    train_set = trained_on(whole, recipe, sources)
     if not len(train_set):
         raise OhemError(f"{whole.name}: found no image left to train on; allowed: a larger data.fraction")
     if not train_set.has_objects:

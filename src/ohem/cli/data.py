@@ -128,6 +128,10 @@ def propose(
     from ohem.proposals.recall import proposal_recall
     from ohem.recipes.recipe import DataSpec
 
+    if proposals and out:
+        raise OhemError(
+            "ohem propose: found --proposals and --out; allowed: one of them, since nothing is made of files"
+        )
     dataset = open_dataset(data, DataSpec(bad_boxes="drop"), console)
     found = open_proposals(dataset, proposals or [], ProposalSpec(mode=mode), workers, console, cache=out)
     recall = proposal_recall(dataset.records, found)

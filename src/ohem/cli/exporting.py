@@ -39,6 +39,8 @@ def export(
             "ohem export: found --proposals without --data; allowed: both, to compare with PyTorch, or neither"
         )
     card = found = None
+    if onnx is not None:
+        require_new_file(onnx)  # before anything is written
     if safetensors is not None:
         from ohem.model_card import export_weights
 
@@ -60,7 +62,6 @@ def _export_onnx(
 ) -> "Agreement | None":
     from ohem.onnx_export import BOX_BAR, SCORE_BAR, compare_onnx, export_onnx, open_images
 
-    require_new_file(onnx)
     opened = open_images(run, data, proposals, check, weights, console) if data else None  # before the file is there
     path = export_onnx(run, onnx, weights=weights)
     console.result(f"{path}: {path.stat().st_size / 1e6:.1f} MB")

@@ -79,9 +79,9 @@ def read_coco(
     Args:
         json_path: the file; 860,000 boxes with polygons take about 1.5 GB and 20 s.
         image_dir: the folder that ``file_name`` starts from.
-        classes: the class list, in order, of names among the file's categories. Without it: all categories, in
-            the order of their ids.
-        other_classes: whether boxes of categories outside the list are faults or left out and counted.
+        classes: the class list, in order. Without it: all categories, in the order of their ids.
+        other_classes: whether boxes of categories outside the list, and classes of the list that are no category of the
+            file, are faults; or left out and counted, and told. At least one class must be a category.
         bad_boxes: the same for boxes that are reversed, empty or outside their image.
         annotations: ``none``: the file need have none, and they are not looked at.
 
@@ -103,7 +103,9 @@ def read_coco(
     rows = np.empty(0, dtype=_ROW)
     if annotations == "required":
         rows = _read_annotations(document, images, categories, report)
-    label_of = _labels(categories, classes, report)
+    known = len(categories)
+    label_of = _labels(categories, classes, other_classes, report)
+    absent = list(categories.values())[known:]
 
     wanted = np.isin(rows["category"], list(label_of))
     others = Counter(categories[category] for category in rows["category"][~wanted].tolist())
@@ -123,7 +125,11 @@ def read_coco(
         classes=tuple(categories[category] for category in label_of),
         category_ids=tuple(label_of),
         records=_records(images, rows[~fitted.bad], fitted.boxes[~fitted.bad], label_of),
-        notes=(*box_notes(int(fitted.clipped.sum()), int(fitted.bad.sum())), *other_class_notes(others)),
+        notes=(
+            *box_notes(int(fitted.clipped.sum()), int(fitted.bad.sum())),
+            *other_class_notes(others),
+            *([f"classes that are no category of the file: {listed(absent)}"] if absent else []),
+        ),
     )
 
 
@@ -273,15 +279,26 @@ def _annotation_problems(
         yield "area", "a number of square pixels from 0"
 
 
-def _labels(categories: dict[int, str], classes: Sequence[str] | None, report: Report) -> dict[int, int]:
-    """Category id -> label, in the order of the labels."""
+def _labels(
+    categories: dict[int, str], classes: Sequence[str] | None, other_classes: OtherClasses, report: Report
+) -> dict[int, int]:
+    """Category id -> label, in the order of the labels.
+
+    Of a list that need not be the file's, classes that it lacks are added to ``categories``, under ids of their own.
+    """
     if classes is None:
         return {category_id: label for label, category_id in enumerate(categories, start=1)}
     names = checked_classes(classes)
     id_of = {name: category_id for category_id, name in categories.items()}
-    for name in names:
-        if name not in id_of:
-            report("categories", f"no category {quoted(name)}, which is in the class list", listed(list(id_of)))
+    missing = [name for name in names if name not in id_of]
+    if other_classes == "drop" and len(missing) < len(names):
+        added = dict(enumerate(missing, start=max(categories) + 1))
+        categories |= added
+        id_of |= {name: category_id for category_id, name in added.items()}
+    else:
+        allowed = f"{listed(list(id_of))} (or other_classes: drop, where some are there)"
+        for name in missing:
+            report("categories", f"no category {quoted(name)}, which is in the class list", allowed)
     return {id_of[name]: label for label, name in enumerate(names, start=1) if name in id_of}
 
 

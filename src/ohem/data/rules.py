@@ -66,6 +66,11 @@ class AnnotationError(DataError):
         self.pictures = tuple(pictures)
 
 
+def as_names(given: Sequence[str] | str) -> Sequence[str]:
+    """Several names, or the one that a single string is."""
+    return [given] if isinstance(given, str) else given
+
+
 def read_text(path: Path, most_bytes: int | None = None) -> str:
     """The text of a file in UTF-8, with a byte order mark or without.
 
@@ -136,6 +141,8 @@ def is_folder(path: Path) -> bool:
 
 def class_list_problem(classes: Sequence[str]) -> str | None:
     """What is wrong with a class list, or None."""
+    if isinstance(classes, str):
+        return f"the text {quoted(classes)}"
     repeated = [name for name, times in Counter(classes).items() if times > 1]
     if repeated:
         return f"{listed(repeated)} more than once"

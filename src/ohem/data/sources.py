@@ -20,7 +20,7 @@ from typing import Any
 
 from ohem.data.coco import read_coco
 from ohem.data.dataset import DetectionDataset
-from ohem.data.rules import AnnotationError, Annotations, BadBoxes, OtherClasses, Picture, listed
+from ohem.data.rules import AnnotationError, Annotations, BadBoxes, OtherClasses, Picture, as_names, listed
 from ohem.data.voc import label_voc, scan_voc, voc_class_list, voc_splits
 from ohem.data.yolo import read_yolo, yolo_splits
 from ohem.errors import DataError, Fault, OhemError, did_you_mean
@@ -48,11 +48,6 @@ class YoloSource:
 
     yaml_path: Path
     split: str
-
-
-def as_names(given: Sequence[str] | str) -> Sequence[str]:
-    """Several names, or the one that a single string is."""
-    return [given] if isinstance(given, str) else given
 
 
 def load_dataset(

@@ -82,6 +82,15 @@ class ImageSpec(Spec):
     train_scales: tuple[PositiveInt, ...] = ()
     test_scales: tuple[PositiveInt, ...] = ()
 
+    @model_validator(mode="after")
+    def _no_side_is_shorter_than_the_shortest(self) -> "ImageSpec":
+        for field in ("shortest", "train_scales", "test_scales"):
+            value = getattr(self, field)
+            greatest = max(value, default=0) if isinstance(value, tuple) else value
+            if greatest > self.longest:
+                raise ValueError(f"{field}: found {greatest}; allowed: at most {self.longest}, as image.longest is")
+        return self
+
 
 class DetectionSpec(Spec):
     """From scores to detections.

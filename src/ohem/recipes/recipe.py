@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from ohem.data.rules import BadBoxes, OtherClasses, quoted
+from ohem.data.rules import BadBoxes, OtherClasses, as_names, quoted
 from ohem.errors import OhemError, did_you_mean
 from ohem.models.fast_rcnn import Mining
 from ohem.models.products import FloatType
@@ -279,7 +279,7 @@ class Recipe(Spec):
         return self
 
 
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name: str, overrides: Sequence[str] | str = ()) -> Recipe:
     """Read a recipe.
 
     A recipe may name another as its ``base`` (built-in, or a file beside it) and say only what differs. Parts are
@@ -293,12 +293,12 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         OhemError: no such recipe, or a field that is unknown or wrong. All faults are listed, one a line.
     """
     values = read_values(find_recipe(name))
-    for override in overrides:
+    for override in as_names(overrides):
         apply_override(values, override)
     return _validated(Recipe, values, name)
 
 
-def override_spec(spec: AnyDetectorSpec, overrides: Sequence[str]) -> AnyDetectorSpec:
+def override_spec(spec: AnyDetectorSpec, overrides: Sequence[str] | str) -> AnyDetectorSpec:
     """A trained detector's spec with other settings for its use: ``detection.refine=0.05``.
 
     Raises:
@@ -307,7 +307,7 @@ def override_spec(spec: AnyDetectorSpec, overrides: Sequence[str]) -> AnyDetecto
     values = spec.model_dump(mode="json")
     of_proposals = ("proposals.",) if spec.rpn is None else tuple(f"rpn.{name}=" for name in RPN_IN_USE)
     allowed = ("detection.", "image.", *of_proposals)
-    for override in overrides:
+    for override in as_names(overrides):
         if not override.startswith(allowed):
             names = ", ".join(f"{name}*" if name.endswith(".") else name.rstrip("=") for name in allowed)
             raise OhemError(f"{override}: found a setting of training; allowed: {names}")

@@ -21,6 +21,7 @@ from ohem.report.gallery import Outline, Sketch
 from ohem.report.runs import ReportedRun
 from ohem.samplers import hard_examples
 from ohem.training.run import find_weights
+from ohem.workflow import trained_on
 
 PER_IMAGE = 3
 
@@ -74,7 +75,7 @@ def hardest_regions(
         file = find_weights(run.run.folder, "last")
         detector, spec, classes = load_detector(file)
         wanted = run.recipe.data.model_copy(update={"classes": classes})
-        dataset = open_dataset(run.run.sources().train, wanted, reporter)
+        dataset = trained_on(open_dataset(run.run.sources().train, wanted, reporter), run.recipe, run.run.sources())
         drawn = draw_count(dataset, most_images)
         detector.to(pick_device(device))
         search = partial(_search, run, detector, spec, workers=workers, reporter=reporter)

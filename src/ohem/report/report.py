@@ -25,7 +25,7 @@ def make_report(
     folders: Sequence[Path | str] | Path | str,
     *,
     data: Sequence[str] | str = (),
-    out: Path | None = None,
+    out: Path | str | None = None,
     most_images: int = 300,
     device: str | None = None,
     workers: int = 1,
@@ -53,7 +53,7 @@ def make_report(
     home = places[0] if len(places) == 1 else places[0].parent if places else Path()
     for place in places:
         Run.open(place)  # before anything is made in it
-    with new_file(out, home / "report.html") as path:
+    with new_file(None if out is None else Path(out), home / "report.html") as path:
         runs = open_runs(places, data, reporter)
         sketches, notes = _sketches(runs, most_images, device, workers, reporter)
         gallery = make_gallery(sketches, progress=partial(reporter.progress, "cutting out pictures"))

@@ -7,8 +7,7 @@ from shlex import quote
 from typing import Any
 
 from ohem.data.dataset import DetectionDataset
-from ohem.data.rules import quoted
-from ohem.data.sources import as_names
+from ohem.data.rules import as_names, quoted
 from ohem.errors import OhemError
 from ohem.evaluation.columns import DetectionColumns, ObjectColumns, detection_columns, object_columns
 from ohem.evaluation.error_kinds import Errors, ap_without, find_errors

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from ohem.data.coco import read_coco
 from ohem.data.sources import load_dataset
 from ohem.errors import OhemError
 from ohem.report.inspection import Inspection, inspect_annotations
+from ohem.report.suspect_files import save_coco
 from shapes import PRETRAINED, make_shapes, small_recipe
 
 
@@ -121,6 +123,16 @@ def test_the_coco_file_opens_and_holds_annotations_and_proposals(found: Inspecti
     assert [one["suspect"] for one in (a["attributes"] for a in annotations) if one.get("suspect")]
     assert all((run.parent / "planted/JPEGImages" / image["file_name"]).is_file() for image in coco.dataset["images"])
     assert len(read_coco(file, run.parent / "planted" / "JPEGImages")) == len({one.record.id for one in shown})
+
+
+def test_integer_ids_of_images_are_kept(found: Inspection, run: Path, tmp_path: Path) -> None:
+    dataset = load_dataset([f"{run.parent / 'planted'}@test"])
+    ids = {record.id: 900 - number for number, record in enumerate(dataset.records)}
+    suspects = [replace(one, record=replace(one.record, id=ids[one.record.id])) for one in found.suspects[:6]]
+    save_coco(tmp_path / "suspects.json", suspects, dataset)
+    content = json.loads((tmp_path / "suspects.json").read_text())
+    assert {image["id"] for image in content["images"]} == {one.record.id for one in suspects}
+    assert {one["image_id"] for one in content["annotations"]} == {one.record.id for one in suspects}
 
 
 def test_the_page_shows_each_with_its_fix(found: Inspection) -> None:

@@ -251,3 +251,8 @@ def test_a_shortest_side_beyond_the_longest_would_do_nothing(field: str) -> None
 
 def test_a_single_override_is_not_its_letters() -> None:
     assert load_recipe("lite0", "sampler=random") == load_recipe("lite0", ["sampler=random"])
+
+
+def test_options_without_a_kind_are_those_of_the_default(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("iterations: 4\n")
+    assert load_recipe(str(tmp_path / "own.yaml"), ["sampler.nms_iou=0.5"]).sampler == HardSampler(nms_iou=0.5)

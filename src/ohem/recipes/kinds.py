@@ -17,7 +17,7 @@ class Kinds(Generic[_T]):
     """A setting that is one of several data classes, told apart by ``kind``; their fields are its options.
 
     Args:
-        classes: the classes by name.
+        classes: the classes by name; options without a ``kind`` are the first one's.
     """
 
     def __init__(self, classes: Mapping[str, type[_T]]) -> None:
@@ -33,7 +33,7 @@ class Kinds(Generic[_T]):
             if isinstance(value, cls):
                 return value
         options = {"kind": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
-        kind = options.pop("kind", None)
+        kind = options.pop("kind", next(iter(self.classes)) if options else None)
         if not isinstance(kind, str) or kind not in self.classes:
             hint = did_you_mean(kind, self.classes)
             raise ValueError(f"kind: found {quoted(kind)}{hint}; allowed: {', '.join(self.classes)}")

@@ -37,21 +37,23 @@ def save_coco(path: Path, suspects: Sequence[Suspect], dataset: DetectionDataset
 
     An annotation that is suspect, and a box that is proposed in its place, say so in ``attributes``: ``suspect`` (the
     kind), ``score``, ``fix`` and ``proposed``. Deleting the wrong one of each pair in an annotation tool leaves mended
-    annotations. Images and annotations are numbered from 1, since tools want integers; file names are relative to the
-    folder that all of the data set's images lie in.
+    annotations. Images keep ids that are integers, as COCO's are; other images, and all annotations, are numbered from 1,
+    since tools want integers. File names are relative to the folder that all of the data set's images lie in.
     """
     home = os.path.commonpath([record.path.parent.absolute() for record in dataset.records])
     records = list({one.record.id: one.record for one in suspects}.values())
     of_image: dict[Any, list[Suspect]] = {record.id: [] for record in records}
     for one in suspects:
         of_image[one.record.id].append(one)
+    whole = all(isinstance(record.id, int) for record in records)
+    numbered = [(record.id if whole else number, record) for number, record in enumerate(records, start=1)]
     annotations: list[dict[str, Any]] = []
-    for number, record in enumerate(records, start=1):
+    for number, record in numbered:
         for entry in _entries(record, of_image[record.id], dataset.category_ids):
             annotations.append({"id": len(annotations) + 1, "image_id": number, **entry})
     images = [
         {"id": number, "file_name": _within(home, record.path), "width": record.width, "height": record.height}
-        for number, record in enumerate(records, start=1)
+        for number, record in numbered
     ]
     categories = [{"id": i, "name": name} for i, name in zip(dataset.category_ids, dataset.classes, strict=True)]
     content = {"images": images, "categories": categories, "annotations": annotations}

@@ -46,7 +46,7 @@ def checked(chosen: Sequence[Tensor], rois: Sequence[Rois], what: str = "RoI") -
     Raises:
         ValueError: not one tensor (K,) of int64 indices for each image, or one of no RoI or of an ignored one.
     """
-    if not isinstance(chosen, Sequence):
+    if not isinstance(chosen, Sequence | Tensor):
         raise ValueError(f"sampler: found a {type(chosen).__name__}; allowed: a list, of one tensor for each image")
     if len(chosen) != len(rois):
         raise ValueError(f"sampler: found {len(chosen)} entries; allowed: {len(rois)}, one for each image")

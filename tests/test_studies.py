@@ -394,6 +394,16 @@ def test_results_of_other_data_are_refused(workshop: Workshop, tmp_path: Path) -
     assert workshop.results.get("ohem-s1") is None
 
 
+def test_a_finished_run_of_other_data_is_not_taken(workshop: Workshop, tmp_path: Path) -> None:
+    other = make_shapes(tmp_path / "data", train=8, test=4)
+    given = {"main": replace(workshop.study.data["main"], train=(f"{other}@train",))}
+    strange = Workshop(replace(workshop.study, data=given), workshop.out, SILENT, workers=0)
+    job = TrainJob(workshop.study.trainings["ohem"], 0, "ohem", workshop.study.rates)
+    assert job.trained(workshop).weights_file.exists()
+    with pytest.raises(OhemError, match="ohem-s0: found a run on other data; allowed: another --out"):
+        job.trained(strange)
+
+
 def test_settings_are_the_same_wherever_the_weights_lie() -> None:
     here, there = (f"init_from={folder}/weights.safetensors" for folder in ("/a", "b/c"))
     named = ["detector.backbone.weights=/a/VGG16.v2.caffemodel", "detector.backbone.weights=x/VGG16.v2.caffemodel"]
@@ -579,7 +589,9 @@ def test_costs_of_two_machines_have_no_ratio(tmp_path: Path) -> None:
         results.put(f"cost-vgg16-{form}", cost)
     assert [row[3] for row in cost_rows(Book(results, range(1)), ("vgg16",))] == ["1.00", "1.00", "-"]
     c7 = next(claim for claim in CLAIMS if claim.id == "C7")
-    assert ("vgg16: time, loss layer / read-only", "not run") in c7.judge(Book(results, range(1))).measured
+    assert ("vgg16: time, loss layer / read-only", "not run on one machine") in c7.judge(
+        Book(results, range(1))
+    ).measured
 
 
 def test_unknown_targets_name_the_known_ones_before_any_data_are_made(tmp_path: Path) -> None:

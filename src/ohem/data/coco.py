@@ -103,9 +103,9 @@ def read_coco(
     rows = np.empty(0, dtype=_ROW)
     if annotations == "required":
         rows = _read_annotations(document, images, categories, report)
-    known = len(categories)
-    label_of = _labels(categories, classes, other_classes, report)
-    absent = list(categories.values())[known:]
+    absent = _absent(categories, classes, other_classes, report)
+    categories = categories | absent
+    label_of = _labels(categories, classes)
 
     wanted = np.isin(rows["category"], list(label_of))
     others = Counter(categories[category] for category in rows["category"][~wanted].tolist())
@@ -128,7 +128,7 @@ def read_coco(
         notes=(
             *box_notes(int(fitted.clipped.sum()), int(fitted.bad.sum())),
             *other_class_notes(others),
-            *([f"classes that are no category of the file: {listed(absent)}"] if absent else []),
+            *([f"classes that are no category of the file: {listed(list(absent.values()))}"] if absent else []),
         ),
     )
 
@@ -279,27 +279,23 @@ def _annotation_problems(
         yield "area", "a number of square pixels from 0"
 
 
-def _labels(
+def _absent(
     categories: dict[int, str], classes: Sequence[str] | None, other_classes: OtherClasses, report: Report
-) -> dict[int, int]:
-    """Category id -> label, in the order of the labels.
-
-    Of a list that need not be the file's, classes that it lacks are added to ``categories``, under ids of their own.
-    """
-    if classes is None:
-        return {category_id: label for label, category_id in enumerate(categories, start=1)}
-    names = checked_classes(classes)
-    id_of = {name: category_id for category_id, name in categories.items()}
-    missing = [name for name in names if name not in id_of]
-    if other_classes == "drop" and len(missing) < len(names):
-        added = dict(enumerate(missing, start=max(categories) + 1))
-        categories |= added
-        id_of |= {name: category_id for category_id, name in added.items()}
-    else:
-        allowed = f"{listed(list(id_of))} (or other_classes: drop, where some are there)"
-        for name in missing:
+) -> dict[int, str]:
+    """Classes of the list that are no category, under ids of their own; faults where the list must be the file's."""
+    names = () if classes is None else checked_classes(classes)
+    absent = [name for name in names if name not in categories.values()]
+    if other_classes == "error" or len(absent) == len(names):
+        allowed = f"{listed(list(categories.values()))} (or other_classes: drop, where some are there)"
+        for name in absent:
             report("categories", f"no category {quoted(name)}, which is in the class list", allowed)
-    return {id_of[name]: label for label, name in enumerate(names, start=1) if name in id_of}
+    return dict(enumerate(absent, start=max(categories) + 1))
+
+
+def _labels(categories: dict[int, str], classes: Sequence[str] | None) -> dict[int, int]:
+    """Category id -> label, in the order of the labels."""
+    id_of = {name: category_id for category_id, name in categories.items()}
+    return {id_of[name]: label for label, name in enumerate(classes or id_of, start=1)}
 
 
 def _fit(rows: NDArray[Any], images: dict[int, _Image], bad_boxes: BadBoxes, report: Report) -> FittedBoxes:

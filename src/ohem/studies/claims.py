@@ -84,10 +84,13 @@ Part = tuple[str, Sequence[float], float]
 
 
 def _all_above(
-    parts: Sequence[Part], more: Sequence[tuple[str, Sequence[float]]] = (), *, signed: bool = True
+    parts: Sequence[Part],
+    more: Sequence[tuple[str, Sequence[float]]] = (),
+    *,
+    tell: Callable[[Sequence[float]], str] | None = None,
 ) -> Evidence:
     """Every part's mean is above its bound; ``more`` is only told."""
-    told = [(label, _told(values, signed)) for label, values in (*((p[0], p[1]) for p in parts), *more)]
+    told = [(label, (tell or _told)(values)) for label, values in (*((p[0], p[1]) for p in parts), *more)]
     return Evidence(
         max(p_greater(values, bound) for _, values, bound in parts),
         min(1.0, len(parts) * min(p_less(values, bound) for _, values, bound in parts)),
@@ -95,8 +98,12 @@ def _all_above(
     )
 
 
-def _told(values: Sequence[float], signed: bool = True) -> str:
-    return f"{interval(values).text(signed=signed)} (n = {len(values)})" if values else "not run"
+def _told(values: Sequence[float]) -> str:
+    return f"{interval(values)} (n = {len(values)})" if values else "not run"
+
+
+def _told_ratio(values: Sequence[float]) -> str:
+    return f"{interval(values).text(signed=False)} (n = {len(values)})" if values else "not run on one machine"
 
 
 def _c1(book: Book) -> Evidence:
@@ -150,8 +157,8 @@ def _c6(book: Book) -> Evidence:
     for network in ("vgg_cnn_m_1024", "vgg16"):
         times, spaces = _ratios(book, network, "ohem", "frcn")
         told += [
-            (f"{network}: time ratio", _told(times, signed=False)),
-            (f"{network}: memory ratio", _told(spaces, signed=False)),
+            (f"{network}: time ratio", _told_ratio(times)),
+            (f"{network}: memory ratio", _told_ratio(spaces)),
         ]
         holds.append(p_less(times, REASONABLE_TIME))
         fails.append(p_greater(times, REASONABLE_TIME))
@@ -166,7 +173,7 @@ def _c7(book: Book) -> Evidence:
         time, space = _ratios(book, network, "loss_layer", "ohem")
         parts.append((f"{network}: time, loss layer / read-only", time, 2.0))
         memory.append((f"{network}: memory, loss layer / read-only", space))
-    return _all_above(parts, memory, signed=False)
+    return _all_above(parts, memory, tell=_told_ratio)
 
 
 def _c8(book: Book) -> Evidence:

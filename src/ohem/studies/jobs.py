@@ -27,7 +27,7 @@ from ohem.studies.neglect import neglect, trained_labels
 from ohem.studies.plan import Data, Training
 from ohem.studies.workshop import Result, Workshop, data_spec
 from ohem.training.run import Run, Sources, fingerprint, machine
-from ohem.workflow import resume, train
+from ohem.workflow import resume, train, trained_on
 
 TUNING_SEED = 1000
 TUNING_HOLDOUT = 0.2
@@ -107,7 +107,13 @@ class TrainJob:
         """The finished run: found, or made; after the last round where there are several."""
         data, recipe, rounds = workshop.study.data[self.training.data], self.recipe(workshop), self.training.rounds
         if rounds == 1:
-            return _train(self.name, recipe, data, workshop)
+            only = _train(self.name, recipe, data, workshop)
+            moved = (only.sources().train, only.sources().proposals) != (data.train, data.proposals)
+            if moved and only.data_fingerprint() != self.data_fingerprint(workshop):
+                raise OhemError(
+                    f"{only.folder}: found a run on other data; allowed: another --out, or the folder removed"
+                )
+            return only
         run, files, kept = None, data.proposals, None
         for number in range(1, rounds + 1):
             part = _round(recipe, rounds, run.weights_file if run else None)
@@ -120,6 +126,12 @@ class TrainJob:
                 files, kept = (str(file),), load_proposals([file])[0]
         assert run is not None
         return run
+
+    def data_fingerprint(self, workshop: Workshop) -> str:
+        """Of the training data that are given; see :func:`ohem.training.run.fingerprint`."""
+        recipe, sources = self.recipe(workshop), Sources(workshop.study.data[self.training.data].train)
+        images, proposals = workshop.train_images(self.training, recipe)
+        return fingerprint(trained_on(images, recipe, sources), proposals)
 
     def run(self, workshop: Workshop) -> Result:
         """Train, detect in the test images, and take the mean loss over all RoIs."""

@@ -162,7 +162,7 @@ def _tables() -> Mapping[str, Table]:
                 for (scales, boxes), paper in TABLE6.items()
                 for column, (arm, name) in enumerate((("frcn", "Fast R-CNN"), ("ohem", "OHEM")))
             ),
-            "on a part of the test images; M also lets the longer side grow, to 5/3 of the shorter scale",
+            "on a part of the test images; M also lets the longer side have 5/3 of the recipe's shortest",
         ),
         joins_table(),
         Table(

@@ -158,19 +158,18 @@ def _require_same_data(jobs: Sequence[Job], workshop: Workshop) -> None:
 
 def _require_same_training_data(jobs: Sequence[Job], left: Container[str], workshop: Workshop) -> None:
     """Raise OhemError where finished trainings had other images or proposals than each other, or than those given."""
+    trainings = [job for job in jobs if isinstance(job, TrainJob) and job.training.data in workshop.study.data]
+    going_on = {job.training.data for job in trainings if job.name in left}
     first: dict[tuple[str, float, float, int | None], tuple[str, str]] = {}
-    known = [job for job in jobs if isinstance(job, TrainJob) and job.training.data in workshop.study.data]
-    for job in known:
+    for job in trainings:
         result = workshop.results.get(job.name)
         if not result or "fingerprint" not in result or job.training.rounds > 1 or job.missing(workshop):
             continue
-        part = (recipe := job.recipe(workshop)).data
-        key = (job.training.data, part.fraction, part.holdout, job.seed if part.fraction < 1 else None)
-        whole = part.fraction == 1 and not part.holdout
-        if key not in first and whole and any(o.name in left for o in known if o.training.data == job.training.data):
+        name, part = job.training.data, job.recipe(workshop).data
+        key = (name, part.fraction, part.holdout, job.seed if part.fraction < 1 else None)
+        if key not in first and name in going_on:
             with suppress(OhemError):  # told of each row that needs the data
-                given = fingerprint(*workshop.train_images(job.training, recipe))
-                first[key] = given, listed(workshop.study.data[job.training.data].train)
+                first[key] = job.data_fingerprint(workshop), listed(workshop.study.data[name].train)
         digest, than = first.setdefault(key, (result["fingerprint"], f"{job.name}.json"))
         if result["fingerprint"] != digest:
             raise OhemError(

@@ -293,9 +293,10 @@ def _absent(
 
 
 def _labels(categories: dict[int, str], classes: Sequence[str] | None) -> dict[int, int]:
-    """Category id -> label, in the order of the labels."""
+    """Category id -> label, in the order of the labels. Two categories of one name keep a label each: a fault already."""
     id_of = {name: category_id for category_id, name in categories.items()}
-    return {id_of[name]: label for label, name in enumerate(classes or id_of, start=1)}
+    ids = list(categories) if classes is None else [id_of[name] for name in classes]
+    return {category_id: label for label, category_id in enumerate(ids, start=1)}
 
 
 def _fit(rows: NDArray[Any], images: dict[int, _Image], bad_boxes: BadBoxes, report: Report) -> FittedBoxes:

@@ -465,6 +465,12 @@ RUNS = [
     Hostile(
         "run.json with null sources", _json("run/run.json", lambda i: i.update(sources={"train": None})), _RESUME, "sou"
     ),
+    Hostile(
+        "run.json with strange preprocessing",
+        _json("run/run.json", lambda i: i.update(preprocessing={"mean": "x"})),
+        _RESUME,
+        "run.json: preprocessing",
+    ),
     Hostile("run.json without data", _json("run/run.json", lambda i: i.pop("data")), _RESUME, "run.json: data"),
     Hostile(
         "run's recipe damaged", _write("run/recipe.yaml", "seed: ["), _RESUME, "recipe.yaml: found no readable YAML"

@@ -21,6 +21,7 @@ from ohem.bootstrapping import harvest
 from ohem.data.split import hold_out
 from ohem.errors import OhemError
 from ohem.files import new_folder
+from ohem.models.backbones import CAFFE
 from ohem.models.weights import load_detector, save_detector
 from ohem.pictures import JPEG_MAX_SIDE, draw_boxes, drawn_names, find_pictures
 from ohem.recipes.recipe import DataSpec
@@ -137,6 +138,34 @@ def test_a_resumed_run_is_validated_on_what_it_was() -> None:
     with pytest.raises(OhemError, match="found other validation images, annotations or proposals"):
         ohem.resume(with_val, moved=Sources((), (f"{data}@train",)), workers=0)
     assert ohem.resume(with_val, workers=0)
+
+
+class Killer(Listener):
+    """Ends the training in its second step."""
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        if record.get("done") == 2:
+            raise RuntimeError("killed")
+
+
+def test_a_run_goes_on_without_the_weights_that_it_began_with(run: Path) -> None:
+    detector, spec, classes = load_detector(run / "weights.safetensors")
+    detector.backbone.preprocessing = CAFFE  # as only the file tells
+    save_detector(Path("start.safetensors"), detector, spec, classes)
+    recipe = small_recipe("iterations=3", "checkpoint_every=1", "init_from=start.safetensors")
+    sources = Sources((data_of(run, "train"),))
+    whole, _ = ohem.train(recipe, sources, name="whole", workers=0)
+    with pytest.raises(RuntimeError, match="killed"):
+        ohem.train(recipe, sources, name="killed", workers=0, reporter=Killer())
+    Path("start.safetensors").unlink()
+    killed = Path("runs/killed")
+    assert ohem.resume(killed, workers=0)
+    assert (killed / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
+
+    (killed / "weights.safetensors").unlink()
+    (killed / "checkpoints/last.pt").unlink()
+    with pytest.raises(OhemError, match=r"start\.safetensors"):  # there is nothing else to begin with
+        ohem.resume(killed, workers=0)
 
 
 def test_validation_without_an_object_is_told_and_chooses_no_weights() -> None:

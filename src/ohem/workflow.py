@@ -14,13 +14,14 @@ from ohem.data.dataset import DetectionDataset
 from ohem.data.split import draw_fraction, hold_out
 from ohem.errors import OhemError
 from ohem.files import next_folder, require_free
+from ohem.models.backbones import Preprocessing
 from ohem.models.fast_rcnn import FastRCNN
 from ohem.models.products import has_arithmetic
 from ohem.opening import SILENT, Reporter, open_dataset, open_proposals, pick_device
 from ohem.ranking import LowRankRanking, RememberedRanking, precision_of
 from ohem.recipes.recipe import RANKINGS, Recipe
 from ohem.samplers import ranks_together
-from ohem.training.loop import AnnotatedImages, Observer, new_detector
+from ohem.training.loop import AnnotatedImages, Observer, empty_detector, new_detector
 from ohem.training.loop import train as train_loop
 from ohem.training.processes import Processes
 from ohem.training.run import Run, Sources, fingerprint, newest_folder
@@ -68,7 +69,10 @@ def train(
         require_free(wanted)  # before anything long
     images, validation = _open_all(recipe, sources, workers, reporter, processes)
     detector = new_detector(recipe, images)
-    made = _create_run(wanted, Path("runs") / name, recipe, sources, images, validation) if processes.first else None
+    made = None
+    if processes.first:
+        preprocessing = detector.backbone.preprocessing
+        made = _create_run(wanted, Path("runs") / name, recipe, sources, images, validation, preprocessing)
     folder = Path(processes.tell(str(made.folder) if made else ""))
     reporter.say(
         f"{images.dataset.name}: {len(images.dataset)} images, {len(images.dataset.classes)} classes; run: {folder}"
@@ -123,7 +127,7 @@ def resume(
             raise
         _require_same(folder, "", images, began_with)
         _require_same(folder, "validation ", validation, run.told("data", "validation"))
-        detector = new_detector(recipe, images)
+        detector = _detector_of(run, recipe, images)
         if processes.first:
             run.sweep()
         prepared = Prepared(run, recipe, detector, images, validation, time.perf_counter() - start)
@@ -141,6 +145,14 @@ def _require_same(folder: Path, which: str, images: AnnotatedImages | None, bega
         )
 
 
+def _detector_of(run: Run, recipe: Recipe, images: AnnotatedImages) -> FastRCNN:
+    """What a run goes on with. A checkpoint holds every weight: those that the run began with may be gone or changed."""
+    preprocessing = run.preprocessing()
+    if preprocessing is None or not run.checkpoint_file.exists():
+        return new_detector(recipe, images)
+    return empty_detector(recipe, len(images.dataset.classes), preprocessing)
+
+
 def _create_run(
     wanted: Path | None,
     default: Path,
@@ -148,6 +160,7 @@ def _create_run(
     sources: Sources,
     images: AnnotatedImages,
     validation: AnnotatedImages | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> Run:
     """In the wanted folder, or the first free one, which another training may take at the same moment."""
     digest = fingerprint(images.dataset, images.proposals)
@@ -155,7 +168,7 @@ def _create_run(
     while True:
         folder = wanted or next_folder(default)
         try:
-            return Run.create(folder, recipe, sources, images.dataset, digest, validated_on)
+            return Run.create(folder, recipe, sources, images.dataset, digest, validated_on, preprocessing)
         except (OhemError, OSError):
             if wanted or not folder.exists():
                 raise

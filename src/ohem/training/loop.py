@@ -24,6 +24,7 @@ from ohem.evaluation.coco import evaluate_coco
 from ohem.evaluation.voc import evaluate_voc
 from ohem.inference import detect
 from ohem.losses import NonFiniteLossError
+from ohem.models.backbones import Preprocessing
 from ohem.models.fast_rcnn import FastRCNN, TrainingStep, now
 from ohem.models.faster_rcnn import RANDOM_ANCHORS, FasterRCNN
 from ohem.models.pretrained import load_pretrained
@@ -198,6 +199,14 @@ def new_detector(recipe: Recipe, images: AnnotatedImages) -> FastRCNN:
         detector.delta_std.copy_(stats.std)
     if recipe.init_from is not None:
         start_from(detector, classes, find_weights(recipe.init_from, "best"))
+    set_method(detector, recipe)
+    return detector
+
+
+def empty_detector(recipe: Recipe, num_classes: int, preprocessing: Preprocessing) -> FastRCNN:
+    """The detector that a recipe trains, for weights that are there already: those of a checkpoint or a failed step."""
+    detector = build_detector(recipe.detector, num_classes)
+    detector.backbone.preprocessing = preprocessing
     set_method(detector, recipe)
     return detector
 

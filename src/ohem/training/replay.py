@@ -5,9 +5,8 @@ from pathlib import Path
 import torch
 
 from ohem.models.fast_rcnn import TrainingStep
-from ohem.models.weights import build_detector
 from ohem.training.checkpoint import load_failed_step, start_streams
-from ohem.training.loop import forward, set_method
+from ohem.training.loop import empty_detector, forward
 from ohem.training.precision import Precision
 
 
@@ -32,9 +31,7 @@ def replay(file: str | Path, device: str = "cpu") -> TrainingStep:
         OhemError: not such a file.
     """
     failed, place = load_failed_step(Path(file)), torch.device(device)
-    detector = build_detector(failed.recipe.detector, failed.num_classes)
-    detector.backbone.preprocessing = failed.preprocessing
-    set_method(detector, failed.recipe)
+    detector = empty_detector(failed.recipe, failed.num_classes, failed.preprocessing)
     detector.load_state_dict(failed.weights)
     rng = start_streams(failed.recipe.seed, failed.iteration, failed.position)
     with Precision(failed.recipe.precision, place).autocast():

@@ -1,6 +1,6 @@
 """A run is a folder that explains itself.
 
-``recipe.yaml`` what was asked for; ``run.json`` data, fingerprint, seed, versions; ``log.jsonl`` one record a line;
+``recipe.yaml`` what was asked for; ``run.json`` data, fingerprint, preprocessing, seed, versions; ``log.jsonl`` one record a line;
 ``checkpoints/last.pt`` to go on from; ``weights.safetensors`` the result and ``best.safetensors`` the best on the
 validation split; ``snapshots/`` weights on the way, where the recipe asks for them; ``failed-step-*.pt`` a step whose
 loss was not finite; ``.lock`` while a process trains it.
@@ -14,7 +14,7 @@ import platform
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from shlex import quote
@@ -28,6 +28,7 @@ from ohem.data.dataset import DetectionDataset, Proposals
 from ohem.data.rules import one_line, quoted
 from ohem.errors import OhemError
 from ohem.files import next_folder, write_atomically
+from ohem.models.backbones import Preprocessing
 from ohem.recipes.recipe import Recipe, dump_recipe, load_recipe
 
 FORMAT = 1
@@ -86,8 +87,9 @@ class Run:
         dataset: DetectionDataset,
         trained_on: str,
         validated_on: str | None = None,
+        preprocessing: Preprocessing | None = None,
     ) -> "Run":
-        """Make a new folder with recipe and run.json, which keeps the fingerprints of both sets.
+        """Make a new folder with recipe and run.json, which keeps the fingerprints of both sets and the preprocessing.
 
         Raises:
             OhemError: the folder exists and is not empty; nothing in it is touched.
@@ -106,6 +108,7 @@ class Run:
                 "validation": validated_on,
             },
             "classes": list(dataset.classes),
+            "preprocessing": preprocessing and asdict(preprocessing),
             "seed": recipe.seed,
             "machine": machine(),
         }
@@ -214,6 +217,20 @@ class Run:
         if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
             raise OhemError(f"{self.info_file}: classes: found {quoted(found)}; allowed: a list of texts")
         return tuple(found)
+
+    def preprocessing(self) -> Preprocessing | None:
+        """Of the weights that it began with; None where run.json does not tell, as of earlier versions.
+
+        Raises:
+            OhemError: run.json holds something else there.
+        """
+        found = self.told("preprocessing")
+        try:
+            return TypeAdapter(Preprocessing | None).validate_python(found)
+        except ValidationError as error:
+            raise OhemError(
+                f"{self.info_file}: preprocessing: found {quoted(found)}; allowed: how training made it"
+            ) from error
 
     def data_fingerprint(self) -> str:
         """Of what it was trained on; see :func:`fingerprint`.

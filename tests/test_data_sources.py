@@ -51,12 +51,12 @@ def test_voc_folders_and_their_splits(tmp_path: Path) -> None:
 def test_coco_files_and_the_folders_of_their_images(tmp_path: Path) -> None:
     make_coco(tmp_path / "pets")
     file = tmp_path / "pets" / "instances.json"
-    assert locate(str(file)) == CocoSource(file, tmp_path / "pets" / "images")
-    assert locate(str(tmp_path / "pets")) == CocoSource(file, tmp_path / "pets" / "images")
+    assert locate(str(file)) == CocoSource(file, (tmp_path / "pets" / "images", tmp_path / "pets"))
+    assert locate(str(tmp_path / "pets")) == locate(str(file))
     (tmp_path / "pets" / "images").rename(tmp_path / "pets" / "photos")
-    assert locate(f"{file}@photos") == CocoSource(file, tmp_path / "pets" / "photos")
-    assert locate(f"{tmp_path / 'pets'}@photos") == CocoSource(file, tmp_path / "pets" / "photos")
-    assert locate(str(file)) == CocoSource(file, tmp_path / "pets")
+    assert locate(f"{file}@photos") == CocoSource(file, (tmp_path / "pets" / "photos",))
+    assert locate(f"{tmp_path / 'pets'}@photos") == locate(f"{file}@photos")
+    assert locate(str(file)) == CocoSource(file, (tmp_path / "pets",))
     assert f"found no folder {tmp_path}/pets/foto; allowed" in complaint(f"{file}@foto")
 
 
@@ -65,12 +65,48 @@ def test_cocos_own_layout(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
     train, val = (tmp_path / "annotations" / f"instances_{split}.json" for split in ("train2017", "val2017"))
     train.touch()
-    assert locate(str(tmp_path)) == CocoSource(train, tmp_path / "train2017")
+    assert locate(str(tmp_path)) == CocoSource(train, (tmp_path / "train2017", tmp_path, tmp_path / "annotations"))
     val.touch()
-    assert locate(f"{tmp_path}@val2017") == CocoSource(val, tmp_path / "val2017")
-    assert locate(str(val)) == CocoSource(val, tmp_path / "val2017")
+    assert locate(f"{tmp_path}@val2017") == CocoSource(val, (tmp_path / "val2017", tmp_path, tmp_path / "annotations"))
+    assert locate(str(val)) == locate(f"{tmp_path}@val2017")
     assert complaint(tmp_path).endswith(f"; allowed: {tmp_path}@train2017, {tmp_path}@val2017")
     assert complaint(f"{tmp_path}@val").endswith(f"; allowed: {tmp_path}@train2017, {tmp_path}@val2017")
+
+
+@pytest.mark.parametrize(
+    ("file", "images", "prefix", "source"),
+    [
+        ("result.json", "images", "images/", ""),  # Label Studio
+        ("annotations/instances_default.json", "images/default", "", ""),  # CVAT
+        ("annotations/instances_default.json", "images", "", "@default"),
+        ("annotations/train_labels.json", "images", "", "/annotations/train_labels.json"),  # AutoGluon
+        ("valid/_annotations.coco.json", "valid", "", "@valid"),  # Roboflow
+        ("annotations/instances_val.json", ".", "val/", ""),  # names that start from the whole
+    ],
+)
+def test_what_annotation_tools_export_is_found(
+    file: str, images: str, prefix: str, source: str, tmp_path: Path
+) -> None:
+    root, made = tmp_path / "pets", tmp_path / "made"
+    make_coco(made)
+    document = json.loads((made / "instances.json").read_text())
+    for image in document["images"]:
+        image["file_name"] = prefix + image["file_name"]
+    (root / file).parent.mkdir(parents=True)
+    (root / file).write_text(json.dumps(document))
+    (root / images / prefix.removeprefix("images/")).mkdir(parents=True, exist_ok=True)
+    for picture in (made / "images").iterdir():
+        picture.rename(root / images / prefix.removeprefix("images/") / picture.name)
+    assert len(load_dataset([f"{root}{source}"])) == 3
+
+
+def test_a_folder_for_each_split_is_listed(tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        make_coco(tmp_path / split)
+        (tmp_path / split / "instances.json").rename(tmp_path / split / "_annotations.coco.json")
+    assert complaint(tmp_path).endswith(f"; allowed: {tmp_path}@train, {tmp_path}@valid")
+    assert "did you mean valid?" in complaint(f"{tmp_path}@vaild")
+    assert load_dataset(f"{tmp_path}@valid").name == "valid/_annotations.coco"
 
 
 def test_an_at_sign_parts_only_what_is_no_path(tmp_path: Path) -> None:
@@ -183,8 +219,11 @@ def test_test_sets_without_annotations_are_found_when_none_are_asked_for(tmp_pat
     file = (coco / "instances.json").rename(coco / "annotations/image_info_test-dev2015.json")
     shutil.copy(file, coco / "annotations/image_info_test2015.json")
     assert "found neither Annotations" in complaint(f"{coco}@test-dev2015")
-    assert locate(f"{coco}@test-dev2015", "none") == CocoSource(file, coco / "test2015")
-    assert locate(f"{coco}@test2015", "none").image_dir == coco / "test2015"
-    assert locate(str(file)) == CocoSource(file, coco / "test2015")
+    assert locate(f"{coco}@test-dev2015", "none") == CocoSource(file, (coco / "test2015", coco, file.parent))
+    assert (
+        locate(f"{coco}@test2015", "none").image_dirs
+        == locate(str(file)).image_dirs
+        == (coco / "test2015", coco, file.parent)
+    )
     with pytest.raises(OhemError, match=r"allowed: .*@test-dev2015, .*@test2015"):
         locate(str(coco), "none")

@@ -67,7 +67,7 @@ _ROW = np.dtype(
 
 def read_coco(
     json_path: Path,
-    image_dir: Path,
+    image_dirs: Path | Sequence[Path],
     classes: Sequence[str] | None = None,
     *,
     other_classes: OtherClasses = "error",
@@ -78,7 +78,7 @@ def read_coco(
 
     Args:
         json_path: the file; 860,000 boxes with polygons take about 1.5 GB and 20 s.
-        image_dir: the folder that ``file_name`` starts from.
+        image_dirs: the folder that ``file_name`` starts from; of several, the first that has the file's first image.
         classes: the class list, in order. Without it: all categories, in the order of their ids.
         other_classes: whether boxes of categories outside the list, and classes of the list that are no category of the
             file, are faults; or left out and counted, and told. At least one class must be a category.
@@ -96,7 +96,7 @@ def read_coco(
 
     document = _load(json_path)
     categories = _read_categories(document, report)
-    images = _read_images(document, image_dir, report)
+    images = _read_images(document, _image_dir(document, image_dirs), report)
     if not categories or not images:
         # Every annotation would dangle: one fault must not become a million.
         raise DataError(faults)
@@ -195,6 +195,20 @@ def _read_categories(document: dict[str, Any], report: Report) -> dict[int, str]
     if document.get("categories") == []:
         report("categories", "an empty list", "at least one category")
     return dict(sorted(names.items()))
+
+
+def _image_dir(document: dict[str, Any], image_dirs: Path | Sequence[Path]) -> Path:
+    """The folder of the images; the first where none has them, which the reader then tells."""
+    if isinstance(image_dirs, Path):
+        return image_dirs
+    images = document.get("images")
+    first = images[0] if isinstance(images, list) and images else None
+    name = first.get("file_name") if isinstance(first, dict) else None
+    for folder in image_dirs:
+        path = path_inside(folder, name) if isinstance(name, str) and name else None
+        if path is not None and is_file(path):
+            return folder
+    return image_dirs[0]
 
 
 def _read_images(document: dict[str, Any], image_dir: Path, report: Report) -> dict[int, _Image]:

@@ -7,6 +7,7 @@ A source is ``PATH`` or ``PATH@SPLIT``; several are joined, as in training on VO
     coco/annotations/instances_val2017.json
     pets/instances.json@photos             a COCO file and the folder of its images
     pets                                   a folder with one COCO file in it, and its images beside it
+    birds@valid                            birds/valid/_annotations.coco.json, with the images beside it
     birds@train, birds/data.yaml@train     a YOLO folder, with data.yaml in it, and one of its splits
 """
 
@@ -36,10 +37,10 @@ class VocSource:
 
 @dataclass(frozen=True)
 class CocoSource:
-    """One COCO JSON file and the folder of its images."""
+    """One COCO JSON file and the folders that its images may be in: in the first that has the first of them."""
 
     json_path: Path
-    image_dir: Path
+    image_dirs: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def load_dataset(
     }
     readers: list[Callable[[], DetectionDataset]]
     if coco:
-        readers = [partial(read_coco, source.json_path, source.image_dir, **rules) for source in coco]
+        readers = [partial(read_coco, source.json_path, source.image_dirs, **rules) for source in coco]
     elif yolo:
         readers = [partial(read_yolo, source.yaml_path, source.split, **rules) for source in yolo]
     else:
@@ -182,10 +183,11 @@ def locate(source: str, annotations: Annotations = "required") -> VocSource | Co
 
     - a folder with ``Annotations`` is VOC's. Without a split: the only file of ``ImageSets/Main``, else
       ``trainval``, else, where there are no files, all annotations;
-    - a JSON file is COCO's. Its images are in the folder SPLIT, relative to the file; without one in ``images``
-      beside the file, else for ``annotations/instances_X.json`` in ``../X``, else beside the file;
+    - a JSON file is COCO's. Its images are in the folder SPLIT, relative to the file; without one in the first of
+      these that has the file's first image: ``images`` beside the file; for ``instances_X.json`` in ``../X``, for any
+      ``annotations/*.json`` also in ``../images/X``, ``../images`` and ``..``; the file's own folder;
     - a folder with ``annotations/instances_SPLIT.json`` (SPLIT may be left out where there is one such file), else
-      with exactly one ``*.json``, is COCO's;
+      with exactly one ``*.json``, else with ``SPLIT/_annotations.coco.json``, is COCO's;
     - a file ``*.yaml``, or a folder with ``data.yaml``, is YOLO's, also beside a JSON file. SPLIT may be left out
       where there is one.
 
@@ -258,25 +260,28 @@ def _with(path: Path, splits: Sequence[str]) -> str:
 def _coco_file(path: Path, folder: str | None) -> CocoSource:
     if path.suffix.lower() != ".json":
         raise OhemError(f"{path}: found a file that is not *.json; allowed: a COCO JSON file, or a folder")
+    beside, above = path.parent, path.parent.parent
     if folder is not None:
-        if not (path.parent / folder).is_dir():
-            raise OhemError(
-                f"{path}@{folder}: found no folder {path.parent / folder}; allowed: the folder of the images"
-            )
-        return CocoSource(path, path.parent / folder)
+        if not (beside / folder).is_dir():
+            raise OhemError(f"{path}@{folder}: found no folder {beside / folder}; allowed: the folder of the images")
+        return CocoSource(path, (beside / folder,))
     standard = re.fullmatch(r"instances_(.+)|image_info_(.+)", path.stem)
-    part = (standard[1] or standard[2].replace("-dev", "")) if standard else None
-    candidates = [path.parent / "images", *([path.parent.parent / part] if part else [])]
-    return CocoSource(path, next((folder for folder in candidates if folder.is_dir()), path.parent))
+    part = (standard[1] or standard[2].replace("-dev", "")) if standard else ""
+    candidates = [beside / "images", *([above / part] if part else [])]
+    if beside.name == "annotations":
+        candidates += [above / "images" / part, above / "images", above]
+    return CocoSource(path, (*dict.fromkeys(filter(Path.is_dir, candidates)), beside))
 
 
 def _coco_folder(path: Path, split: str | None, prefix: str) -> CocoSource:
     standard = {file.stem.removeprefix(prefix): file for file in sorted((path / "annotations").glob(f"{prefix}*.json"))}
+    files = sorted(path.glob("*.json"))
+    if not standard and not files:  # as Roboflow exports
+        standard = {file.parent.name: file for file in sorted(path.glob("*/_annotations.coco.json"))}
     if split in standard:
         return _coco_file(standard[split], None)
     if split is None and len(standard) == 1:
         return _coco_file(next(iter(standard.values())), None)
-    files = sorted(path.glob("*.json"))
     if len(files) == 1 and not standard:
         return _coco_file(files[0], split)
     if standard or files:
@@ -287,5 +292,6 @@ def _coco_folder(path: Path, split: str | None, prefix: str) -> CocoSource:
     hint = f"; did you mean {listed([str(child) for child in inner])}?" if inner else ""
     raise OhemError(
         f"{path}: found neither Annotations nor a COCO JSON file nor data.yaml in it; allowed: a VOC folder "
-        f"(Annotations, JPEGImages), a YOLO folder (data.yaml) or a COCO folder (one *.json, or annotations/{prefix}SPLIT.json){hint}"
+        f"(Annotations, JPEGImages), a YOLO folder (data.yaml) or a COCO folder (one *.json, annotations/{prefix}SPLIT.json, "
+        f"or SPLIT/_annotations.coco.json){hint}"
     )

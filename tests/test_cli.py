@@ -233,6 +233,7 @@ def test_faults_of_annotations_and_pictures_are_told_together(
         (["train", "lite0", "detector.backbone.name=lite9", "--data", "data"], "detector.backbone.name: found 'lite9'"),
         (["train", "lite0", "detector.backbone.strides=[7]", "detector.backbone.scales=[1]", "--data", "data"], "found [7]"),
         (["train", "lite0", "data.classes=[cat]", "--data", "data"], "allowed: cat"),
+        (["reproduce", "table1", "--plan", "--collect", "data"], "found --collect beside --plan, which writes nothing"),
         (["data", "voc7"], "found 'voc7' (did you mean voc07?); allowed: voc07, voc12"),
         (["data", "voc07"], "found no folder; allowed: ohem data voc07 DIR"),
         (["evaluate", "nowhere", "--data", "data"], "nowhere: found no such file"),

@@ -10,6 +10,7 @@ from ohem.cli.app import command
 from ohem.cli.completion import recipe_names, targets
 from ohem.cli.options import Classes, Device, Workers, class_names
 from ohem.console import Console
+from ohem.errors import OhemError
 
 if TYPE_CHECKING:
     from ohem.studies.report import Report
@@ -63,6 +64,8 @@ def reproduce(
     from ohem.studies.workshop import Workshop
 
     sharing = study.Sharing.parse(shard)
+    if plan and collect:
+        raise OhemError("reproduce: found --collect beside --plan, which writes nothing; allowed: one after the other")
     opened = study.open_study(
         target,
         scale,

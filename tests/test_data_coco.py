@@ -115,6 +115,28 @@ def test_a_class_list_chooses_and_orders(root: Path) -> None:
     assert data.records[0].labels.tolist() == [1, 2]
 
 
+@pytest.mark.parametrize("name", ["animals", "dog"])
+def test_a_category_that_groups_others_is_no_class(name: str, root: Path) -> None:
+    def export(document: dict[str, Any]) -> None:  # as Roboflow does
+        for category in document["categories"]:
+            category["supercategory"] = name
+        document["categories"].insert(0, {"id": 0, "name": name, "supercategory": "none"})
+
+    edit(root, export)
+    data = read(root)
+    assert (data.classes, data.category_ids) == (("dog", "person"), (3, 7))
+    assert data.notes == (f"left out categories that group others and have no box: {name}",)
+    assert read(root, ["person", "dog"]).category_ids == (7, 3)
+    if name == "animals":
+        assert read(root, ["animals", "person", "dog"]).category_ids == (0, 7, 3)
+    edit(root, lambda document: document["annotations"][0].update(category_id=0))
+    if name == "dog":
+        with pytest.raises(DataError, match=r"categories\[2\]\.name: found 'dog'"):
+            read(root)
+    else:
+        assert read(root).classes == ("animals", "dog", "person")
+
+
 def test_other_classes_are_faults_or_left_out_and_counted(root: Path) -> None:
     with pytest.raises(DataError) as caught:
         read(root, ["person"])

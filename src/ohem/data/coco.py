@@ -7,7 +7,7 @@ Of an annotation's segmentation only the ``area`` is kept.
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -79,7 +79,8 @@ def read_coco(
     Args:
         json_path: the file; 860,000 boxes with polygons take about 1.5 GB and 20 s.
         image_dirs: the folder that ``file_name`` starts from; of several, the first that has the file's first image.
-        classes: the class list, in order. Without it: all categories, in the order of their ids.
+        classes: the class list, in order. Without it: all categories, in the order of their ids, but for the one that
+            Roboflow's exports begin with: without a box, and named as the ``supercategory`` of others.
         other_classes: whether boxes of categories outside the list, and classes of the list that are no category of the
             file, are faults; or left out and counted, and told. At least one class must be a category.
         bad_boxes: the same for boxes that are reversed, empty or outside their image.
@@ -95,7 +96,8 @@ def read_coco(
         faults.append(Fault(json_path, field, found, allowed))
 
     document = _load(json_path)
-    categories = _read_categories(document, report)
+    groups = _groups(document, classes or ())
+    categories = _read_categories(document, groups, report)
     images = _read_images(document, _image_dir(document, image_dirs), report)
     if not categories or not images:
         # Every annotation would dangle: one fault must not become a million.
@@ -128,6 +130,11 @@ def read_coco(
         notes=(
             *box_notes(int(fitted.clipped.sum()), int(fitted.bad.sum())),
             *other_class_notes(others),
+            *(
+                [f"left out categories that group others and have no box: {listed(list(groups.values()))}"]
+                if groups
+                else []
+            ),
             *([f"classes that are no category of the file: {listed(list(absent.values()))}"] if absent else []),
         ),
     )
@@ -181,13 +188,40 @@ def _is_number(value: object, limit: float) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= limit
 
 
-def _read_categories(document: dict[str, Any], report: Report) -> dict[int, str]:
-    """Category id -> name, in the order of the ids."""
+def _groups(document: dict[str, Any], wanted: Sequence[str]) -> dict[int, str]:
+    """Categories that are no classes but group others, as Roboflow's exports begin with one: id -> name.
+
+    Its name may be that of a class, too. A wanted name that no other category has is a class.
+    """
+    found: dict[int, str] = {}
+    entries = _objects(document, "categories")
+    for entry in entries:
+        category_id, name = entry.get("id"), entry.get("name")
+        if entry.get("supercategory") == "none" and _is_integer(category_id) and isinstance(name, str):
+            others = [other for other in entries if other is not entry]
+            of_its_own = all(other.get("id") != category_id for other in others)
+            is_class = name in wanted and all(other.get("name") != name for other in others)
+            if of_its_own and not is_class and any(other.get("supercategory") == name for other in others):
+                found[category_id] = name
+    boxed = [entry.get("category_id") for entry in _objects(document, "annotations")] if found else []
+    return {category_id: name for category_id, name in found.items() if category_id not in boxed}
+
+
+def _objects(document: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """The objects in a list of the document, for a look ahead; the reader tells what is none."""
+    entries = document.get(key)
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+
+def _read_categories(document: dict[str, Any], groups: Container[int], report: Report) -> dict[int, str]:
+    """Category id -> name, in the order of the ids, without groups."""
     names: dict[int, str] = {}
     for index, entry in _entries(document, "categories", report):
         field, category_id, name = f"categories[{index}]", entry.get("id"), entry.get("name")
         if not _is_integer(category_id) or category_id in names:
             report(f"{field}.id", _shown(entry, "id"), "an integer of its own")
+            continue
+        if category_id in groups:
             continue
         if not isinstance(name, str) or not name.strip() or not name.isprintable() or name in names.values():
             report(f"{field}.name", _shown(entry, "name"), "a printable name of its own")
@@ -201,9 +235,7 @@ def _image_dir(document: dict[str, Any], image_dirs: Path | Sequence[Path]) -> P
     """The folder of the images; the first where none has them, which the reader then tells."""
     if isinstance(image_dirs, Path):
         return image_dirs
-    images = document.get("images")
-    first = images[0] if isinstance(images, list) and images else None
-    name = first.get("file_name") if isinstance(first, dict) else None
+    name = next((entry.get("file_name") for entry in _objects(document, "images")), None)
     for folder in image_dirs:
         path = path_inside(folder, name) if isinstance(name, str) and name else None
         if path is not None and is_file(path):

@@ -170,21 +170,44 @@ def test_ids_must_not_collide(tmp_path: Path) -> None:
     assert "each once" in complaint(tmp_path / "a", f"{tmp_path}/a@trainval")
 
 
-def test_joined_coco_files_must_have_the_same_categories(tmp_path: Path) -> None:
-    for name, shift in (("a", 0), ("b", 100)):
+def test_joined_coco_files_may_number_alike(tmp_path: Path) -> None:
+    for name in ("a", "b"):
         make_coco(tmp_path / name)
-        document = json.loads((tmp_path / name / "instances.json").read_text())
-        for image in document["images"]:
-            image["id"] += shift
-        for annotation in document["annotations"]:
-            annotation["image_id"] += shift
-        (tmp_path / name / "instances.json").write_text(json.dumps(document))
+    file = tmp_path / "b" / "instances.json"
+    document = json.loads(file.read_text())
+    for entry in document["categories"]:
+        entry["id"] += 100
+    for entry in document["annotations"]:
+        entry["category_id"] += 100
+    file.write_text(json.dumps(document))
     data = load_dataset([str(tmp_path / "a"), str(tmp_path / "b")])
-    assert (data.name, len(data)) == ("a/instances+b/instances", 6)
+    assert (data.name, data.classes, data.category_ids) == ("a/instances+b/instances", ("dog", "person"), (3, 7))
+    assert [record.id for record in data.records] == [10, 20, 30, 31, 32, 33]
+    assert [record.path.parts[-3] for record in data.records] == ["a", "a", "a", "b", "b", "b"]
+    for one, other in zip(data.records[:3], data.records[3:], strict=True):
+        assert (one.boxes.tolist(), one.labels.tolist()) == (other.boxes.tolist(), other.labels.tolist())
+    assert data.notes == (
+        "b/instances: image ids from 31 in place of its own, which others have too",
+        "b/instances: category ids of a/instances in place of its own",
+    )
     document["categories"][0]["name"] = "human"
-    (tmp_path / "b" / "instances.json").write_text(json.dumps(document))
+    file.write_text(json.dumps(document))
     assert "classes: found dog, human; allowed: dog, person, as in a/instances" in complaint(
         tmp_path / "a", tmp_path / "b"
+    )
+
+
+def test_a_picture_may_not_be_in_two_joined_coco_files(tmp_path: Path) -> None:
+    make_coco(tmp_path / "a")
+    again, other = (tmp_path / "a" / f"{name}.json" for name in ("again", "other"))
+    shutil.copy(tmp_path / "a" / "instances.json", again)
+    assert "found image ids that a/instances has too: 10, 20, 30;" in complaint(tmp_path / "a/instances.json", again)
+    document = json.loads(again.read_text())
+    document["images"] = [{**image, "id": image["id"] + 1} for image in document["images"][1:]]
+    document["annotations"] = []
+    other.write_text(json.dumps(document))
+    assert "found pictures that a/instances has too: 000002.png, 000003.jpg; allowed: each picture in one" in complaint(
+        tmp_path / "a/instances.json", other
     )
 
 

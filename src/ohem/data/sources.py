@@ -13,9 +13,10 @@ A source is ``PATH`` or ``PATH@SPLIT``; several are joined, as in training on VO
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -139,16 +140,22 @@ def _all(readers: Iterable[Callable[[], DetectionDataset]]) -> list[DetectionDat
 def join(datasets: Sequence[DetectionDataset]) -> DetectionDataset:
     """One data set of all the images, in order.
 
+    COCO files number their images and categories each for itself. Where image ids of a later file are taken, all its
+    images get new ones; where its class list is the first's, its categories get the first's ids. Both is told.
+
     Raises:
-        DataError: when two data sets have an image id in common, or differ in format, classes or category ids.
+        DataError: when two data sets have a picture or, but for COCO's, an image id in common, or differ in format or
+            classes.
     """
     first = datasets[0]
     if len(datasets) == 1:
         return first
     faults = []
+    datasets = _renumbered(datasets)
     source_of: dict[str | int, str] = {}
+    path_of: dict[Path, str] = {}
     for dataset in datasets:
-        for what in ("format", "classes", "category_ids"):
+        for what in ("format", "classes"):
             theirs, ours = getattr(dataset, what), getattr(first, what)
             if theirs != ours:
                 faults.append(Fault(dataset.root, what, _short(theirs), f"{_short(ours)}, as in {first.name}"))
@@ -158,7 +165,11 @@ def join(datasets: Sequence[DetectionDataset]) -> DetectionDataset:
                 f"image ids that {source_of[shared[0]]} has too: {listed([str(image_id) for image_id in shared], 5)}"
             )
             faults.append(Fault(dataset.root, "", found, "ids of its own in each of the joined data sets"))
+        elif twice := [record.path for record in dataset.records if record.path in path_of]:
+            found = f"pictures that {path_of[twice[0]]} has too: {listed([path.name for path in twice], 5)}"
+            faults.append(Fault(dataset.root, "", found, "each picture in one of the joined data sets"))
         source_of.update((record.id, dataset.name) for record in dataset.records)
+        path_of.update((record.path, dataset.name) for record in dataset.records)
     if faults:
         raise DataError(faults)
     return DetectionDataset(
@@ -170,6 +181,29 @@ def join(datasets: Sequence[DetectionDataset]) -> DetectionDataset:
         records=tuple(record for dataset in datasets for record in dataset.records),
         notes=tuple(f"{dataset.name}: {note}" for dataset in datasets for note in dataset.notes),
     )
+
+
+def _renumbered(datasets: Sequence[DetectionDataset]) -> list[DetectionDataset]:
+    """The data sets, COCO's with ids as :func:`join` wants them; those that show a picture twice keep theirs."""
+    first, *others = datasets
+    joined = [first]
+    for dataset in others:
+        ids, paths = (
+            {value for each in joined for value in map(attrgetter(name), each.records)} for name in ("id", "path")
+        )
+        notes = []
+        if dataset.format == first.format == "coco":
+            again = any(record.path in paths for record in dataset.records)
+            if not again and any(record.id in ids for record in dataset.records):
+                start = max(map(int, ids)) + 1
+                records = tuple(replace(record, id=i) for i, record in enumerate(dataset.records, start))
+                dataset = replace(dataset, records=records)
+                notes.append(f"image ids from {start} in place of its own, which others have too")
+            if dataset.category_ids != first.category_ids and dataset.classes == first.classes:
+                dataset = replace(dataset, category_ids=first.category_ids)
+                notes.append(f"category ids of {first.name} in place of its own")
+        joined.append(replace(dataset, notes=(*dataset.notes, *notes)))
+    return joined
 
 
 def _short(value: object) -> str:

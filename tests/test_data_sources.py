@@ -100,6 +100,15 @@ def test_what_annotation_tools_export_is_found(
     assert len(load_dataset([f"{root}{source}"])) == 3
 
 
+def test_yolo_labels_without_their_yaml_are_told(tmp_path: Path) -> None:
+    make_coco(tmp_path)
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "instances.json").rename(tmp_path / "notes.json")
+    assert "found images and labels, but no data.yaml; allowed: one with `train: images`" in complaint(tmp_path)
+    (tmp_path / "notes.json").rename(tmp_path / "instances.json")
+    assert len(load_dataset([str(tmp_path)])) == 3
+
+
 def test_a_folder_for_each_split_is_listed(tmp_path: Path) -> None:
     for split in ("train", "valid"):
         make_coco(tmp_path / split)

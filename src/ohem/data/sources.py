@@ -242,6 +242,12 @@ def locate(source: str, annotations: Annotations = "required") -> VocSource | Co
         return VocSource(path, split if split is not None else _default_split(path))
     if (path / "data.yaml").is_file():
         return _yolo(path / "data.yaml", split)
+    there = set(_names(path))
+    if {"images", "labels"} <= there <= {"images", "labels", "classes.txt", "notes.json"}:  # as Label Studio exports
+        raise OhemError(
+            f"{path}: found images and labels, but no data.yaml; allowed: one with `train: images` and `names: [CLASS, "
+            "CLASS]`, those of classes.txt where there is one"
+        )
     return _coco_folder(path, split, prefix)
 
 

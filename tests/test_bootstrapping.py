@@ -67,6 +67,11 @@ def test_a_harvest_is_a_proposal_file_to_train_on(trained: Path, monkeypatch: py
     assert ohem.train(recipe, sources, folder=trained / "second", workers=0)[1]
 
 
+def test_a_harvest_is_named_as_proposal_files_are(trained: Path) -> None:
+    with pytest.raises(OhemError, match=r"hard\.txt: found a file name that ends in '\.txt'; allowed: \.json"):
+        harvest(trained / "run", [f"{trained}/data@train"], trained / "hard.txt", workers=0)
+
+
 def test_the_working_set_only_grows(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OHEM_CACHE", str(trained / "cache"))
     data = [f"{trained}/data@train"]

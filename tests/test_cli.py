@@ -241,6 +241,10 @@ def test_faults_of_annotations_and_pictures_are_told_together(
         (["inspect", "nowhere", "--data", "data"], "nowhere: found no such file"),
         (["submit", "nowhere", "voc12", "--data", "data"], "nowhere: found no such file"),
         (["detect", "data", "x.jpg"], "data: found no run.json"),
+        (["export", "run", "--safetensors", "card", "--data", "data"], "found --data without --onnx; allowed: both"),
+        (["propose", "data", "--out", "boxes"], "boxes: found a file name that ends in ''; allowed: .sqlite"),
+        (["propose", "data", "--mode", "quality", "--proposals", "p.mat"], "found --proposals and --mode; allowed: one"),
+        (["check", "data", "--classes", ""], "classes: found an empty list or name; allowed: at least one class name"),
         (["export", "run", "--onnx", "a.onnx", "--proposals", "p.mat"], "found --proposals without --data; allowed: both"),
     ],
 )  # fmt: skip

@@ -60,6 +60,22 @@ def test_coco_files_and_the_folders_of_their_images(tmp_path: Path) -> None:
     assert f"found no folder {tmp_path}/pets/foto; allowed" in complaint(f"{file}@foto")
 
 
+def test_hidden_files_are_no_annotations(tmp_path: Path) -> None:
+    make_coco(tmp_path)
+    (tmp_path / "._instances.json").write_bytes(b"\0")
+    assert len(load_dataset([str(tmp_path)])) == 3
+
+
+def test_a_tilde_is_a_home_only_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    make_coco(tmp_path / "~root")
+    make_coco(tmp_path / "home/pets")
+    assert load_dataset(["~root"]).root == Path("~root/instances.json")
+    assert load_dataset(["~/pets"]).root == tmp_path / "home/pets/instances.json"
+    assert "~nobody-of-this-name/x: found no such file or folder" in complaint("~nobody-of-this-name/x")
+
+
 def test_cocos_own_layout(tmp_path: Path) -> None:
     for folder in ("annotations", "train2017", "val2017"):
         (tmp_path / folder).mkdir()
@@ -191,18 +207,30 @@ def test_joined_coco_files_may_number_alike(tmp_path: Path) -> None:
     file.write_text(json.dumps(document))
     data = load_dataset([str(tmp_path / "a"), str(tmp_path / "b")])
     assert (data.name, data.classes, data.category_ids) == ("a/instances+b/instances", ("dog", "person"), (3, 7))
-    assert [record.id for record in data.records] == [10, 20, 30, 31, 32, 33]
+    assert len({record.id for record in data.records}) == 6
+    assert all(0 <= int(record.id) < 2**53 for record in data.records)
     assert [record.path.parts[-3] for record in data.records] == ["a", "a", "a", "b", "b", "b"]
     for one, other in zip(data.records[:3], data.records[3:], strict=True):
         assert (one.boxes.tolist(), one.labels.tolist()) == (other.boxes.tolist(), other.labels.tolist())
+    made = "image ids made of the names of the pictures, since files of the data number alike"
     assert data.notes == (
-        "b/instances: image ids from 31 in place of its own, which others have too",
+        f"a/instances: {made}",
+        f"b/instances: {made}",
         "b/instances: category ids of a/instances in place of its own",
     )
+    # A file of proposals or detections means the same pictures in whatever order the sources are named.
+    turned = load_dataset([str(tmp_path / "b"), str(tmp_path / "a")])
+    assert {record.id: record.path for record in turned.records} == {r.id: r.path for r in data.records}
+    (tmp_path / "there").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / name).rename(tmp_path / "there" / name)
+    there = load_dataset([str(tmp_path / "there/a"), str(tmp_path / "there/b")])
+    assert [record.id for record in there.records] == [record.id for record in data.records]
+    file = tmp_path / "there/b/instances.json"
     document["categories"][0]["name"] = "human"
     file.write_text(json.dumps(document))
     assert "classes: found dog, human; allowed: dog, person, as in a/instances" in complaint(
-        tmp_path / "a", tmp_path / "b"
+        tmp_path / "there/a", tmp_path / "there/b"
     )
 
 

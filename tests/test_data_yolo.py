@@ -161,6 +161,31 @@ def test_absolute_paths_into_the_folder_lead_there(root: Path) -> None:
         load_dataset([str(root)])
 
 
+def test_absolute_paths_lead_there_however_the_folder_is_written(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config(root, f"train: {root.absolute() / 'images/train'}")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/link").symlink_to(root)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(load_dataset([f"../{root.name}"])) == len(load_dataset(["link"])) == 3
+
+
+def test_labelled_files_of_other_kinds_are_told(root: Path) -> None:
+    pictures, named = root / "images/train", ("a.heic", "b.heic", "000001.json")
+    for name in named:
+        (pictures / name).touch()
+    (root / "labels/train/a.txt").touch()
+    data = load_dataset([str(root)])
+    assert (
+        len(data),
+        "left out 1 file with labels that are no picture of a kind that is read: a.heic" in data.notes,
+    ) == (
+        3,
+        True,
+    )
+
+
 def test_names_that_are_not_utf8_are_told_before_they_are_written(root: Path) -> None:
     bad = root / "images" / "train" / os.fsdecode(b"caf\xe9.jpg")
     bad.write_bytes((root / "images" / "train" / "000001.jpg").read_bytes())

@@ -135,6 +135,17 @@ def test_integer_ids_of_images_are_kept(found: Inspection, run: Path, tmp_path: 
     assert {one["image_id"] for one in content["annotations"]} == {one.record.id for one in suspects}
 
 
+def test_difficult_objects_and_areas_of_segmentations_are_kept(found: Inspection, run: Path, tmp_path: Path) -> None:
+    dataset = load_dataset([f"{run.parent / 'planted'}@test"])
+    one = found.suspects[0]
+    count = len(one.record.labels)
+    record = replace(one.record, difficult=np.arange(count) == 0, area=np.arange(count) + 0.5)
+    save_coco(tmp_path / "suspects.json", [replace(one, record=record)], dataset)
+    written = json.loads((tmp_path / "suspects.json").read_text())["annotations"][:count]
+    assert [entry["area"] for entry in written] == record.area.tolist()
+    assert [entry["attributes"].get("difficult", False) for entry in written] == record.difficult.tolist()
+
+
 def test_the_page_shows_each_with_its_fix(found: Inspection) -> None:
     html = (found.folder / "suspects.html").read_text()
     assert html.count('<figure class="card"') == 6

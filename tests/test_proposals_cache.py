@@ -22,6 +22,8 @@ from PIL import Image
 from ohem.data.dataset import DetectionDataset, ImageRecord
 from ohem.data.images import read_image
 from ohem.errors import DataError, OhemError
+from ohem.models.spec import ProposalSpec
+from ohem.opening import SILENT, open_proposals
 from ohem.proposals.cache import MakeReport, ProposalCache, ProposalSetting, default_cache_path, make_proposals
 from ohem.proposals.selective_search import selective_search
 
@@ -157,6 +159,18 @@ def test_another_time_with_the_same_content_only_renews_the_stamp(records, path)
     assert counts(make_proposals(records, path, SETTING)) == {"made": 0, "reused": 4, "invalidated": 0}
     assert rows(path) == before
     assert rows(path, "image_id, mtime_ns")["002"] == [1_000_000_007]
+
+
+def test_a_cache_that_is_given_must_be_of_these_pictures(records, path):
+    make_proposals(records, path, SETTING)
+    os.utime(records[2].path, ns=(1, 1_000_000_007))
+    assert ProposalCache(path).faults_of(records) == []
+    write_picture(records[1].path, seed=10)
+    dataset = DetectionDataset("a", "voc", path, ("cat",), (1,), tuple(records))
+    with pytest.raises(DataError) as caught:
+        open_proposals(dataset, str(path), ProposalSpec(), 1, SILENT)
+    assert [fault.file for fault in caught.value.faults] == [records[1].path]
+    assert "found another picture, of the same name; allowed: the picture whose proposals" in str(caught.value)
 
 
 def test_a_file_of_the_same_size_and_time_is_taken_for_unchanged(records, path):

@@ -252,6 +252,18 @@ def test_a_run_whose_data_are_gone_has_its_log_and_the_page_says_what_is_missing
         make_report([tmp_path / "run"], data=f"{tmp_path / 'gone'}@test", workers=0)
 
 
+def test_an_evaluation_on_data_that_changed_since_is_not_measured_again(runs: list[Path], tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(runs[0].parent / "data", data)
+    (measured,) = (one.measured for one in open_runs(runs[:1], f"{data}@test", SILENT))
+    assert measured is not None
+    annotation = sorted((data / "Annotations").glob("test_*.xml"))[0]
+    annotation.write_text(re.sub(r"<object>.*?</object>", "", annotation.read_text(), count=1, flags=re.DOTALL))
+    (again,) = open_runs(runs[:1], f"{data}@test", SILENT)
+    assert again.measured is None
+    assert again.why == "evaluation has other numbers, so its data have changed since: ohem evaluate again"
+
+
 def test_a_page_has_its_place_from_the_beginning_and_leaves_it_when_it_fails(tmp_path: Path) -> None:
     default = tmp_path / "report.html"
     with new_file(None, default) as one, new_file(None, default) as other:

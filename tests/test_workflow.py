@@ -261,6 +261,12 @@ def test_names_that_vocs_files_cannot_hold_cost_those_files_alone(run: Path) -> 
     assert not math.isnan(found.voc07.mean_ap)
 
 
+def test_vocs_files_of_joined_splits_bear_neither_name(run: Path) -> None:
+    data = make_shapes(Path("data"), train=4, test=2)
+    found = ohem.evaluate(run, [f"{data}@train", f"{data}@test"], out=Path("found"), workers=0)
+    assert {path.name.split("_")[2] for path in (found.folder / "voc").iterdir()} == {"all"}
+
+
 def test_a_class_that_is_a_path_is_measured_and_nothing_is_written_there(run: Path) -> None:
     detector, spec, classes = load_detector(run / "weights.safetensors")
     save_detector(Path("in/w.safetensors").resolve(), detector, spec, ("../../x", *classes[1:]))
@@ -288,6 +294,8 @@ def test_hidden_files_in_a_folder_of_pictures_are_none() -> None:
     Path("photos").mkdir()
     for name in ("a.JPG", "b.mpo", "._a.jpg", "notes.txt"):
         (Path("photos") / name).touch()
+    with pytest.raises(OhemError, match="an empty name: found no pictures"):
+        find_pictures([""])
     assert find_pictures(["photos"]) == [Path("photos/a.JPG"), Path("photos/b.mpo")]
 
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ohem.data.dataset import ImageId, Proposals
+from ohem.data.rules import quoted
 from ohem.errors import OhemError
 from ohem.files import require_new_file, write_atomically
 from ohem.mining import ScoredImage, score_images
@@ -70,10 +71,12 @@ def harvest(
         The working set. An image without a false positive or foreground keeps its hardest RoI.
 
     Raises:
-        OhemError: ``out`` exists, or anything is wrong with the weights or the data.
+        OhemError: ``out`` exists or is no ``.json``, or anything is wrong with the weights or the data.
     """
     out = Path(out)
     require_new_file(out)
+    if out.suffix.lower() != ".json":
+        raise OhemError(f"{out}: found a file name that ends in {quoted(out.suffix)}; allowed: .json")
     detector, spec, classes = load_detector(find_weights(source, weights))
     if spec.given_proposals is None:
         raise OhemError(

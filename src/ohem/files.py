@@ -80,6 +80,15 @@ def _claim(default: Path) -> Path:
         return folder
 
 
+def user_path(name: str) -> Path:
+    """A path as a user writes it: ``~`` is the home of a user, where nothing has that name here and there is one."""
+    path = Path(name)
+    try:
+        return path if path.exists() else path.expanduser()
+    except RuntimeError:  # no such user
+        return path
+
+
 def require_free(folder: Path) -> None:
     """Raise OhemError where there is something in a folder, or a file of its name, or a link that leads nowhere."""
     if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):

@@ -77,7 +77,7 @@ def evaluate(
     with new_folder(out, beside(source) / "evaluation") as folder:
         wanted = DataSpec(classes=classes, other_classes=other_classes, bad_boxes=bad_boxes)
         dataset = open_dataset(data, wanted, reporter)
-        split = dataset.name.rpartition("@")[2] if "@" in dataset.name else "all"
+        split = dataset.name.rpartition("@")[2] if len(data) == 1 and "@" in dataset.name else "all"
         in_voc_format = dataset.format == "voc"
         if in_voc_format:
             try:

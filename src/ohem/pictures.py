@@ -19,7 +19,7 @@ from ohem.data.dataset import DetectionDataset, Detections, ImageId, ImageRecord
 from ohem.data.images import image_size, is_picture, read_image
 from ohem.data.rules import as_names
 from ohem.errors import DataError, Fault, OhemError
-from ohem.files import atomic_writer, new_folder, write_atomically
+from ohem.files import atomic_writer, new_folder, user_path, write_atomically
 from ohem.judging import run_detector
 from ohem.models.weights import load_detector
 from ohem.opening import SILENT, Reporter, open_proposals
@@ -154,8 +154,10 @@ def find_pictures(names: Sequence[str]) -> list[Path]:
     """
     found: list[Path] = []
     for name in names:
-        path = Path(name).expanduser()
-        if path.is_dir():
+        path = user_path(name)
+        if not name:
+            here = []
+        elif path.is_dir():
             here = sorted(child for child in path.iterdir() if is_picture(child))
         elif path.is_file():
             here = [path]
@@ -164,7 +166,7 @@ def find_pictures(names: Sequence[str]) -> list[Path]:
             here = [match for match in matches if match.is_file()]
         if not here:
             raise OhemError(
-                f"{name}: found no pictures; allowed: files, folders with pictures, or glob patterns in quotes"
+                f"{name or 'an empty name'}: found no pictures; allowed: files, folders with pictures, or glob patterns in quotes"
             )
         found += here
     return list(dict.fromkeys(found))

@@ -110,9 +110,13 @@ def check(
 def propose(
     console: Console,
     data: DataArgument,
-    mode: Annotated[Literal["fast", "quality"], typer.Option(help="Of selective search.")] = "fast",
+    mode: Annotated[
+        Literal["fast", "quality"] | None, typer.Option(help="Of selective search.", show_default="fast")
+    ] = None,
     proposals: ProposalFiles = None,
-    out: Annotated[Path | None, typer.Option(help="The cache file; default: in the user's cache folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The cache file, .sqlite; default: in the user's cache folder.")
+    ] = None,
     workers: Workers = 2,
 ) -> None:
     """Make selective-search proposals of a data set, or read published ones, and print their recall.
@@ -128,12 +132,15 @@ def propose(
     from ohem.proposals.recall import proposal_recall
     from ohem.recipes.recipe import DataSpec
 
-    if proposals and out:
+    if proposals and (out or mode):
+        option = "--out" if out else "--mode"
         raise OhemError(
-            "ohem propose: found --proposals and --out; allowed: one of them, since nothing is made of files"
+            f"ohem propose: found --proposals and {option}; allowed: one of them, since nothing is made of files"
         )
+    if out and out.suffix.lower() != ".sqlite":
+        raise OhemError(f"{out}: found a file name that ends in {out.suffix!r}; allowed: .sqlite")
     dataset = open_dataset(data, DataSpec(bad_boxes="drop"), console)
-    found = open_proposals(dataset, proposals or [], ProposalSpec(mode=mode), workers, console, cache=out)
+    found = open_proposals(dataset, proposals or [], ProposalSpec(mode=mode or "fast"), workers, console, cache=out)
     recall = proposal_recall(dataset.records, found)
     file = found.path if isinstance(found, ProposalCache) else None
     console.answer({"name": dataset.name, "images": len(dataset), "file": file, **recall.to_json()})

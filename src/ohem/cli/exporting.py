@@ -12,6 +12,7 @@ from ohem.errors import OhemError
 from ohem.files import require_new_file
 
 if TYPE_CHECKING:
+    from ohem.data.dataset import DetectionDataset, Proposals
     from ohem.onnx_export import Agreement
 
 
@@ -38,16 +39,22 @@ def export(
         raise OhemError(
             "ohem export: found --proposals without --data; allowed: both, to compare with PyTorch, or neither"
         )
-    card = found = None
-    if onnx is not None:
-        require_new_file(onnx)  # before anything is written
+    if data and onnx is None:
+        raise OhemError("ohem export: found --data without --onnx; allowed: both, to compare with PyTorch, or neither")
+    card = found = opened = None
+    if onnx is not None:  # before anything is written
+        require_new_file(onnx)
+        if data:
+            from ohem.onnx_export import open_images
+
+            opened = open_images(run, data, proposals or [], check, weights, console)
     if safetensors is not None:
         from ohem.model_card import export_weights
 
         card = export_weights(run, safetensors, weights=weights)
         console.result(f"{card}: the card; weights.safetensors is beside it")
     if onnx is not None:
-        found = _export_onnx(console, run, onnx, data or [], proposals or [], check, weights)
+        found = _export_onnx(console, run, onnx, opened, weights)
     console.answer({"onnx": onnx, "check": found, "card": card})
 
 
@@ -55,14 +62,11 @@ def _export_onnx(
     console: Console,
     run: Path,
     onnx: Path,
-    data: list[str],
-    proposals: list[str],
-    check: int,
+    opened: "tuple[DetectionDataset, Proposals] | None",
     weights: Literal["best", "last"],
 ) -> "Agreement | None":
-    from ohem.onnx_export import BOX_BAR, SCORE_BAR, compare_onnx, export_onnx, open_images
+    from ohem.onnx_export import BOX_BAR, SCORE_BAR, compare_onnx, export_onnx
 
-    opened = open_images(run, data, proposals, check, weights, console) if data else None  # before the file is there
     path = export_onnx(run, onnx, weights=weights)
     console.result(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     if opened is None:

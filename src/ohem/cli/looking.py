@@ -15,7 +15,7 @@ def report(
     console: Console,
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs; the others are compared with the first.")],
     data: Annotated[
-        list[str] | None, typer.Option("--data", help="What they were evaluated on, where they do not say.")
+        list[str] | None, typer.Option("--data", help="What they were evaluated on, where they do not say or it moved.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The new page; default: report.html in the run.")] = None,
     images: Annotated[

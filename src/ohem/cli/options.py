@@ -33,5 +33,5 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; defaul
 
 
 def class_names(text: str | None) -> tuple[str, ...] | None:
-    """The names of ``a, b, c``; None of nothing."""
-    return tuple(name.strip() for name in text.split(",")) if text else None
+    """The names of ``a, b, c``; None where none are given. An empty text is a name that is refused."""
+    return None if text is None else tuple(name.strip() for name in text.split(","))

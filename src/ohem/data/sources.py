@@ -11,12 +11,13 @@ A source is ``PATH`` or ``PATH@SPLIT``; several are joined, as in training on VO
     birds@train, birds/data.yaml@train     a YOLO folder, with data.yaml in it, and one of its splits
 """
 
+import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ohem.data.rules import AnnotationError, Annotations, BadBoxes, OtherClasses
 from ohem.data.voc import label_voc, scan_voc, voc_class_list, voc_splits
 from ohem.data.yolo import read_yolo, yolo_splits
 from ohem.errors import DataError, Fault, OhemError, did_you_mean
+from ohem.files import user_path
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,8 @@ def _all(readers: Iterable[Callable[[], DetectionDataset]]) -> list[DetectionDat
 def join(datasets: Sequence[DetectionDataset]) -> DetectionDataset:
     """One data set of all the images, in order.
 
-    COCO files number their images and categories each for itself. Where image ids of a later file are taken, all its
-    images get new ones; where its class list is the first's, its categories get the first's ids. Both is told.
+    COCO files number their images and categories each for itself. Where two have an image id in common, all images of
+    all files get ids made of the pictures' names; categories get the first file's ids. Both is told.
 
     Raises:
         DataError: when two data sets have a picture or, but for COCO's, an image id in common, or differ in format or
@@ -184,26 +186,34 @@ def join(datasets: Sequence[DetectionDataset]) -> DetectionDataset:
 
 
 def _renumbered(datasets: Sequence[DetectionDataset]) -> list[DetectionDataset]:
-    """The data sets, COCO's with ids as :func:`join` wants them; those that show a picture twice keep theirs."""
-    first, *others = datasets
-    joined = [first]
-    for dataset in others:
-        ids, paths = (
-            {value for each in joined for value in map(attrgetter(name), each.records)} for name in ("id", "path")
-        )
+    """The data sets, COCO's with ids as :func:`join` wants them; those that show a picture twice keep theirs.
+
+    Ids made of names, and not counted on, do not depend on the order of the files: what was written by the ids of
+    other sources finds no image, in place of another one.
+    """
+    records = [record for dataset in datasets for record in dataset.records]
+    if any(dataset.format != "coco" for dataset in datasets) or len({r.path for r in records}) < len(records):
+        return list(datasets)
+    first = datasets[0]
+    numbers_alike = len({record.id for record in records}) < len(records)
+    home = os.path.commonpath([record.path.parent.absolute() for record in records])
+    joined = []
+    for dataset in datasets:
         notes = []
-        if dataset.format == first.format == "coco":
-            again = any(record.path in paths for record in dataset.records)
-            if not again and any(record.id in ids for record in dataset.records):
-                start = max(map(int, ids)) + 1
-                records = tuple(replace(record, id=i) for i, record in enumerate(dataset.records, start))
-                dataset = replace(dataset, records=records)
-                notes.append(f"image ids from {start} in place of its own, which others have too")
-            if dataset.category_ids != first.category_ids and dataset.classes == first.classes:
-                dataset = replace(dataset, category_ids=first.category_ids)
-                notes.append(f"category ids of {first.name} in place of its own")
+        if numbers_alike:
+            dataset = replace(dataset, records=tuple(replace(r, id=_id_of(r.path, home)) for r in dataset.records))
+            notes.append("image ids made of the names of the pictures, since files of the data number alike")
+        if dataset.category_ids != first.category_ids and dataset.classes == first.classes:
+            dataset = replace(dataset, category_ids=first.category_ids)
+            notes.append(f"category ids of {first.name} in place of its own")
         joined.append(replace(dataset, notes=(*dataset.notes, *notes)))
     return joined
+
+
+def _id_of(picture: Path, home: str) -> int:
+    """A number under 2**53, which every reader of JSON keeps whole."""
+    name = picture.absolute().relative_to(home).as_posix()
+    return int(hashlib.sha256(name.encode()).hexdigest()[:13], 16)
 
 
 def _short(value: object) -> str:
@@ -264,11 +274,11 @@ def _yolo(path: Path, split: str | None) -> YoloSource:
 
 
 def _parted(source: str) -> tuple[Path, str | None]:
-    whole = Path(source).expanduser()
+    whole = user_path(source)
     if source and whole.exists():
         return whole, None
     head, at, split = source.rpartition("@")
-    path = Path(head).expanduser()
+    path = user_path(head)
     if at and head and split and path.exists():
         return path, split
     wanted = path if at and head else whole
@@ -315,7 +325,7 @@ def _coco_file(path: Path, folder: str | None) -> CocoSource:
 
 def _coco_folder(path: Path, split: str | None, prefix: str) -> CocoSource:
     standard = {file.stem.removeprefix(prefix): file for file in sorted((path / "annotations").glob(f"{prefix}*.json"))}
-    files = sorted(path.glob("*.json"))
+    files = [file for file in sorted(path.glob("*.json")) if not file.name.startswith(".")]
     if not standard and not files:  # as Roboflow exports
         standard = {file.parent.name: file for file in sorted(path.glob("*/_annotations.coco.json"))}
     if split in standard:

@@ -192,7 +192,7 @@ def read_yolo(
     root, notes = _root(yaml_path, document)
     reading = _Reading(root, names, keypoints, label_of, other_classes, bad_boxes, faults)
     records = []
-    for path in _pictures(root, split, document[split], yaml_path, faults):
+    for path in _pictures(root, split, document[split], yaml_path, faults, notes):
         try:
             picture = Picture(path, *image_size(path))
         except DataError as error:
@@ -278,13 +278,18 @@ def _root(yaml_path: Path, document: dict[Any, Any]) -> tuple[Path, list[str]]:
 
 def _inside(folder: Path, name: str) -> Path | None:
     """``folder/name``, or an absolute path in the folder; None where it would leave the folder."""
-    here = folder.absolute()
-    return path_inside(folder, str(Path(name).relative_to(here)) if Path(name).is_relative_to(here) else name)
+    for here in (Path(os.path.abspath(folder)), folder.resolve()):  # noqa: PTH100  as written, and where links lead
+        if Path(name).is_relative_to(here):
+            return path_inside(folder, str(Path(name).relative_to(here)))
+    return path_inside(folder, name)
 
 
-def _pictures(root: Path, split: str, value: object, yaml_path: Path, faults: list[Fault]) -> list[Path]:
+def _pictures(
+    root: Path, split: str, value: object, yaml_path: Path, faults: list[Fault], notes: list[str]
+) -> list[Path]:
     """The pictures of a split, each once, in the order of the file, sorted within a folder."""
     found: dict[Path, Path] = {}
+    others: list[Path] = []
     before = len(faults)
     for entry in value if isinstance(value, list) else [value]:
         # Roboflow writes ../train/images where it means train/images, and Ultralytics reads it so.
@@ -292,7 +297,9 @@ def _pictures(root: Path, split: str, value: object, yaml_path: Path, faults: li
         if path is not None and is_file(path) and path.suffix.lower() == ".txt":
             pictures = list(_listed_pictures(root, path, faults))
         elif path is not None and is_folder(path):
-            pictures = sorted(_pictures_below(path))
+            files = sorted(_files_below(path))
+            pictures = list(filter(is_picture, files))
+            others += [file for file in files if not is_picture(file)]
         else:
             allowed = f"a folder of pictures, or a text file that lists them, inside {root}"
             faults.append(Fault(yaml_path, split, quoted(entry), allowed))
@@ -302,19 +309,29 @@ def _pictures(root: Path, split: str, value: object, yaml_path: Path, faults: li
             if twin != picture:
                 allowed = f"a name of its own but for the suffix; {twin.name} has this one"
                 faults.append(Fault(picture, "", quoted(picture.name), allowed))
+    labelled = [
+        file.name
+        for file in others
+        if file.suffix.lower() != ".txt" and file.with_suffix("") not in found and is_file(_label_path(root, file))
+    ]
+    if labelled:
+        notes.append(
+            f"left out {counted(len(labelled), 'file', 'files')} with labels that are no picture of a kind that is read:"
+            f" {listed(labelled, 5)}"
+        )
     if not found and len(faults) == before:
         faults.append(Fault(yaml_path, split, f"{quoted(value)}, without a picture in it", "at least one picture"))
     return list(found.values())
 
 
-def _pictures_below(folder: Path) -> Iterator[Path]:
-    """All pictures inside, also through links to folders, each folder once; hidden ones are passed over."""
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All files inside, also through links to folders, each folder once; hidden ones are passed over."""
     seen: set[Path] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         here = Path(place).resolve()
         folders[:] = sorted(name for name in folders if not name.startswith(".")) if here not in seen else []
         if here not in seen:
-            yield from filter(is_picture, (Path(place, name) for name in names))
+            yield from (Path(place, name) for name in names if not name.startswith("."))
         seen.add(here)
 
 

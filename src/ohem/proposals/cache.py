@@ -29,6 +29,7 @@ from ohem.data.dataset import DetectionDataset, ImageId, ImageRecord
 from ohem.data.images import read_image
 from ohem.data.rules import one_line
 from ohem.errors import DataError, Fault, OhemError
+from ohem.files import user_path
 from ohem.proposals.selective_search import Mode, selective_search
 from ohem.threads import opencv_in_one_thread
 
@@ -106,7 +107,7 @@ def default_cache_path(dataset: DetectionDataset, setting: ProposalSetting) -> P
     In the folder ``proposals`` of ``$OHEM_CACHE`` (``~/.cache/ohem`` when unset). The name is the data set's and the
     mode, with a digest of the setting and of where the data set and its images are.
     """
-    home = Path(os.environ.get("OHEM_CACHE") or "~/.cache/ohem").expanduser()
+    home = user_path(os.environ.get("OHEM_CACHE") or "~/.cache/ohem")
     folders = sorted(str(folder.resolve()) for folder in {record.path.parent for record in dataset.records})
     key = json.dumps([str(dataset.root.resolve()), folders, _in_words(setting)])
     digest = hashlib.sha256(key.encode()).hexdigest()[:10]
@@ -147,6 +148,23 @@ class ProposalCache(Mapping[ImageId, NDArray[np.float32]]):
 
     def __iter__(self) -> Iterator[ImageId]:
         return (image_id for (image_id,) in self._select("SELECT image_id FROM proposals"))
+
+    def faults_of(self, records: Iterable[ImageRecord]) -> list[Fault]:
+        """The pictures that have changed since their proposals were made, told as in :func:`make_proposals`.
+
+        Raises:
+            DataError: a picture cannot be read.
+        """
+        with _errors_named(self.path):
+            known = _stamps(self._connection())
+        allowed = f"the picture whose proposals {self.path.name} has (ohem propose makes them anew)"
+        return [
+            Fault(record.path, "", "another picture, of the same name", allowed)
+            for record in records
+            if record.id in known
+            and not _looks_same(record.path, known[record.id])
+            and _stamp(record.path).sha256 != known[record.id].sha256
+        ]
 
     def __len__(self) -> int:
         return int(self._select("SELECT COUNT(*) FROM proposals")[0][0])

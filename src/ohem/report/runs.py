@@ -1,6 +1,7 @@
 """What a report knows of a run: its folder, its log, and its newest evaluation with the annotations it was measured on."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -122,14 +123,27 @@ def _measured(
     dataset = opened[sources]
     if tuple(classes) != dataset.classes:
         raise OhemError(f"{run.folder}: found other classes than in the runs before it; allowed: the same, in order")
+    told = read_metrics(file)
     detections = load_coco_results(file.with_name("detections.json"), dataset)
+    voc = evaluate_voc(dataset, detections)
+    if not _agrees(told, dataset, voc):
+        return None, f"{file.parent.name} has other numbers, so its data have changed since: ohem evaluate again"
     objects, found = object_columns(dataset), detection_columns(dataset, detections)
     ignored = objects.difficult | objects.crowd
     errors = find_errors(
         found.images, found.boxes, found.scores, found.labels, objects.images, objects.boxes, objects.labels, ignored
     )
     gains = ap_without(errors, found.scores, found.labels, objects.labels, ignored)
-    return Measured(dataset, objects, found, evaluate_voc(dataset, detections), errors, gains), ""
+    return Measured(dataset, objects, found, voc, errors, gains), ""
+
+
+def _agrees(told: Mapping[str, Any], dataset: DetectionDataset, voc: VocResult) -> bool:
+    """Whether an evaluation says what its detections give on these data; where it says nothing, they are believed."""
+    part = told.get("voc07")
+    mean_ap = part.get("mean_ap") if isinstance(part, dict) else None
+    if isinstance(mean_ap, int | float) and not math.isclose(mean_ap, voc.mean_ap, rel_tol=0, abs_tol=1e-6):
+        return False
+    return bool(told.get("images", len(dataset)) == len(dataset))
 
 
 def _sources(file: Path) -> tuple[str, ...]:

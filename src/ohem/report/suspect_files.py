@@ -36,7 +36,7 @@ def save_coco(path: Path, suspects: Sequence[Suspect], dataset: DetectionDataset
     """A COCO JSON of the images with suspects, with all of their annotations.
 
     An annotation that is suspect, and a box that is proposed in its place, say so in ``attributes``: ``suspect`` (the
-    kind), ``score``, ``fix`` and ``proposed``. Deleting the wrong one of each pair in an annotation tool leaves mended
+    kind), ``score``, ``fix`` and ``proposed``; VOC's difficult ones say ``difficult``. Deleting the wrong one of each pair in an annotation tool leaves mended
     annotations. Images keep ids that are integers, as COCO's are; other images, and all annotations, are numbered from 1,
     since tools want integers. File names are relative to the folder that all of the data set's images lie in.
     """
@@ -65,7 +65,9 @@ def _entries(record: ImageRecord, suspects: Sequence[Suspect], category_ids: Seq
     entries = []
     for row, (box, label) in enumerate(zip(record.boxes, record.labels.tolist(), strict=True)):
         about = _attributes(suspect_rows[row], proposed=False) if row in suspect_rows else {}
-        entries.append(_entry(box, category_ids[label - 1], bool(record.crowd[row]), about))
+        about |= {"difficult": True} if record.difficult[row] else {}
+        entry = _entry(box, category_ids[label - 1], bool(record.crowd[row]), about)
+        entries.append(entry | {"area": float(record.area[row])})
     for one in suspects:
         if one.fix != "remove":
             about = _attributes(one, proposed=True)

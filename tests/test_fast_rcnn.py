@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Generator
+from torch import Generator, nn
 from torchvision.models.detection._utils import BoxCoder
 
 from ohem.boxes import DeltaStats, decode_deltas
@@ -172,6 +172,42 @@ def test_many_rois_get_the_hidden_values_of_the_regular_pass(pool, pooled_bytes,
     assert torch.allclose(head.bbox_pred(hidden), deltas, atol=1e-6)
     assert not hidden.requires_grad
     assert head.hidden_of_many(feature, boxes[:0]).shape == (0, 10)
+
+
+@pytest.mark.parametrize("change", ["hook", "subclass", "no bias"])
+def test_a_first_layer_that_is_more_than_its_weights_ranks_as_it_trains(change, monkeypatch):
+    monkeypatch.setattr("ohem.models.roi_head.onednn_fits", lambda *_: False)
+
+    class Doubled(nn.Linear):
+        def forward(self, values):
+            return 2 * super().forward(values)
+
+    head = RoIHead(7, 16, 2, pool_size=3, fc=(20, 10)).eval()
+    if change == "hook":
+        head.fc[0].register_forward_hook(lambda _, inputs, output: 2 * output)
+    else:
+        head.fc[0] = Doubled(63, 20) if change == "subclass" else nn.Linear(63, 20, bias=False)
+    feature, boxes = torch.randn(1, 7, 8, 9), proposals_of(30)
+    assert torch.allclose(head.cls_score(head.hidden_of_many(feature, boxes)), head(feature, boxes)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("mining", ["read_only", "loss_layer"])
+def test_a_sampler_may_change_the_losses_that_it_gets(mining, one):
+    def halves(rois, score, rng):
+        for image, losses in zip(rois, score(dropout=False), strict=True):
+            losses.cls[image.labels == 0] *= 0.5
+            losses.box.zero_()
+        return AllSampler()(rois, score, rng)
+
+    steps = []
+    for sampler in (AllSampler(), halves):
+        one.sampler, one.mining = sampler, mining
+        steps.append(one.training_step([image_of()], [proposals_of(20)], [target()]))
+    plain, halved = steps
+    assert halved.losses == plain.losses
+    assert [losses.cls.tolist() for losses in halved.score.losses] == [
+        losses.cls.tolist() for losses in plain.score(dropout=False)
+    ]
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.25, 0.3, 0.5, 1.0])  # 0.3 is no whole number of 256ths

@@ -84,6 +84,14 @@ class Watched:
         return self.chosen
 
 
+def test_in_evaluation_its_own_proposals_are_scored_and_its_anchors_have_a_setting() -> None:
+    detector = torchvisions(SMALL)[1].eval()
+    (scores, boxes), *_ = detector([IMAGE], [NONE])
+    assert 0 < len(scores) == len(boxes)
+    with pytest.raises(ValueError, match=r"a detector of ohem's; allowed: detector\.rpn_sampler = sampler"):
+        ohem.use_rpn_sampler(detector, HardSampler(8))
+
+
 def test_a_mask_is_no_choice_of_anchors() -> None:
     detector = own()
     detector.rpn_sampler = lambda rois, score, rng: [image.labels > 0 for image in rois]

@@ -1,5 +1,6 @@
 """From scores to detections, and the losses of all RoIs."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ohem.data.dataset import ImageRecord
 from ohem.data.loading import make_sample, mirror, resize
+from ohem.errors import OhemError
 from ohem.inference import Candidates, Scorer, candidates_of, detect, score_and_refine, suppress, vote
 from ohem.mining import _classifier, mean_loss, score_images
 from ohem.models.spec import DetectionSpec, ImageSpec
@@ -186,6 +188,10 @@ def test_detections_are_in_pixels_of_the_original(shapes: Path) -> None:
         # An untrained box predictor hardly moves its proposals.
         nearest = np.abs(one.boxes[:, None] - images.proposals[record.id][None]).max(axis=2).min(axis=1)
         assert nearest.max() < 2
+    assert detector.training
+    gone = dataclasses.replace(images.dataset.records[0], path=shapes / "gone.png")
+    with pytest.raises(OhemError, match=r"gone\.png"):
+        detect(detector, [gone], images.proposals, ImageSpec(shortest=216, longest=288), spec, workers=0)
     assert detector.training
 
 

@@ -64,6 +64,13 @@ def as_indices(result):
     return result.tolist()
 
 
+@pytest.mark.parametrize("count", [64.0, "64", 1.5])
+def test_a_count_is_a_whole_number(count):
+    for make in (HardSampler, RandomSampler):
+        with pytest.raises(ValueError, match=r"rois_per_image: found .*; allowed: a whole number, 1 or more"):
+            make(rois_per_image=count)
+
+
 def test_the_hardest_is_taken_and_its_near_duplicate_dropped():
     boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 9], [20, 0, 30, 10], [40, 0, 50, 10]], dtype=torch.float32)
     losses = torch.tensor([2.0, 3.0, 1.0, 5.0])
@@ -624,7 +631,7 @@ def test_a_sampler_is_a_value(sampler):
     ("setting", "allowed"),
     [
         ({"rois_per_image": 0}, "1 or more"),
-        ({"rois_per_image": float("inf")}, "1 or more"),
+        ({"rois_per_image": float("inf")}, "a whole number, 1 or more"),
         ({"fg_fraction": 1.01}, "0 to 1"),
         ({"fg_fraction": -0.01}, "0 to 1"),
     ],

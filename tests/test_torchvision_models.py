@@ -11,6 +11,7 @@ from torch import Generator
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.models import detection, get_model, list_models
 from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.retinanet import RetinaNetHead
@@ -446,6 +447,17 @@ def test_boxes_stay_in_float32_under_automatic_casting(name, dtype):
         assert torch.equal(found.deltas, wanted.deltas)
 
 
+def test_boxes_in_float32_leaves_a_model_that_is_in_half_precision_its_own():
+    rpn, features = new(SMALL).rpn.bfloat16(), torch.rand(1, 256, 2, 2, dtype=torch.bfloat16)
+    ohem.boxes_in_float32(torch.nn.Sequential(rpn))
+    assert {each.dtype for part in rpn.head([features]) for each in part} == {torch.bfloat16}
+    seen = []
+    rpn.head.register_forward_pre_hook(lambda _, given: seen.append(given[0][0].dtype))
+    with torch.no_grad(), pytest.raises(AssertionError, match="Anchors"):  # which come after the head
+        rpn(ImageList(torch.rand(1, 3, 64, 64), [(64, 64)]), {"0": features})
+    assert seen == [torch.bfloat16]
+
+
 def test_without_automatic_casting_boxes_in_float32_changes_nothing():
     plain, changed = new(SMALL, frozen=False), new(SMALL, frozen=False)
     ohem.boxes_in_float32(changed)
@@ -638,6 +650,75 @@ def test_a_users_own_heads_keep_their_class():
     assert not any((image.max_iou == 1).any() for image in watched.rois)
     ohem.remove_sampler(model)
     assert type(model.roi_heads) is FewerCandidates
+
+
+def test_heads_that_choose_by_themselves_are_refused():
+    class OwnChoice(RoIHeads):
+        def select_training_samples(self, proposals, targets):
+            return super().select_training_samples(proposals, targets)
+
+    model = new(SMALL)
+    model.roi_heads.__class__ = OwnChoice
+    with pytest.raises(ValueError, match="found OwnChoice with a select_training_samples of its own"):
+        ohem.use_sampler(model, HardSampler(8))
+    assert type(model.roi_heads) is OwnChoice
+    patched = new(SMALL)
+    patched.roi_heads.select_training_samples = patched.roi_heads.select_training_samples
+    with pytest.raises(ValueError, match="found RoIHeads with a select_training_samples of its own"):
+        ohem.use_sampler(patched, HardSampler(8))
+
+
+def test_heads_that_take_more_are_given_it():
+    seen = []
+
+    class Scaled(RoIHeads):
+        def forward(self, features, proposals, image_shapes, targets=None, scale=1.0):
+            seen.append(scale)
+            return super().forward(features, proposals, image_shapes, targets)
+
+    model = new(SMALL)
+    model.roi_heads.__class__ = Scaled
+    ohem.use_sampler(model, HardSampler(8))
+    features, shapes = {"0": torch.rand(1, 256, 4, 4), "pool": torch.rand(1, 256, 2, 2)}, [(64, 64)]
+    boxes = [torch.tensor([[4.0, 4, 40, 40]])]
+    model.roi_heads(features, boxes, shapes, [{"boxes": boxes[0], "labels": torch.tensor([1])}], scale=2.0)
+    model.eval().roi_heads(features, boxes, shapes, scale=3.0)
+    assert seen == [2.0, 3.0]
+
+
+def test_a_class_laid_over_the_sampler_is_taken_off_first():
+    model = new(SMALL)
+    ohem.use_sampler(model, HardSampler(8))
+    mining = type(model.roi_heads)
+    model.roi_heads.__class__ = type("Sharded", (mining,), {})  # as fully_shard does
+    with pytest.raises(ValueError, match="found Sharded, laid over the sampler since"):
+        ohem.remove_sampler(model)
+    model.roi_heads.__class__ = mining
+    ohem.remove_sampler(model)
+    assert type(model.roi_heads) is RoIHeads
+
+
+def test_functional_dropout_of_a_head_is_off_where_a_sampler_wants_it_off():
+    class Head(torch.nn.Module):
+        def __init__(self, before):
+            super().__init__()
+            self.before = before
+
+        def forward(self, pooled):
+            return F.dropout(self.before(pooled), 0.5, self.training)
+
+    scores = []
+
+    def ask(rois, score, rng):
+        scores.extend(score(dropout=False) for _ in range(2))
+        return AllSampler()(rois, score, rng)
+
+    model = new(SMALL)
+    model.roi_heads.box_head = Head(model.roi_heads.box_head)
+    ohem.use_sampler(model, ask)
+    step(model)
+    assert all(torch.equal(one.cls, other.cls) for one, other in zip(*scores, strict=True))
+    assert model.roi_heads.box_head.training
 
 
 def test_nothing_of_a_step_is_kept():

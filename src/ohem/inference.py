@@ -206,13 +206,16 @@ def detect(
         OhemError: an image cannot be read.
     """
     was_training = detector.training
-    detector.eval()
     samples = Samples(records, proposals, image, max_proposals)
     scales = image.test_scales or (image.shortest,)
+    draws = [[Draw(i, shortest=s) for s in scales] for i in range(len(records))]
     found: dict[ImageId, Detections] = {}
-    for views in load_batches(samples, [[Draw(i, shortest=s) for s in scales] for i in range(len(records))], workers):
-        found[views[0].id] = detect_image(detector, views, detection)
-        if progress:
-            progress(len(found), len(records))
-    detector.train(was_training)
+    detector.eval()
+    try:
+        for views in load_batches(samples, draws, workers):
+            found[views[0].id] = detect_image(detector, views, detection)
+            if progress:
+                progress(len(found), len(records))
+    finally:
+        detector.train(was_training)
     return found

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ohem.models.products import FloatType, linear
 from ohem.models.roi_head import RoIHead
-from ohem.samplers import require_one_or_more, require_share
+from ohem.samplers import require_count, require_share
 
 FITTED_ROIS = 1024
 """RoIs from which a copy of the head is made."""
@@ -59,9 +59,9 @@ class LowRankRanking:
     precision: FloatType = "float32"
 
     def __post_init__(self) -> None:
-        require_one_or_more("rank", self.rank)
+        require_count("rank", self.rank)
         require_share("share", self.share)
-        require_one_or_more("refresh", self.refresh)
+        require_count("refresh", self.refresh)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class RememberedRanking:
 
     def __post_init__(self) -> None:
         require_share("share", self.share)
-        require_one_or_more("refresh", self.refresh)
+        require_count("refresh", self.refresh)
 
 
 Ranking = ExactRanking | HalfRanking | LowRankRanking | RememberedRanking
@@ -142,7 +142,8 @@ class ThinHead(nn.Module):
         return [cast(nn.Linear, down) for down in self.down]
 
     def _fit(self, head: RoIHead, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> None:
-        some = [image[:: max(1, len(boxes) * len(image) // FITTED_ROIS)] for image in boxes]
+        wanted = max(FITTED_ROIS, *(down.out_features for down in self._downs()))
+        some = [image[:: max(1, len(boxes) * len(image) // wanted)] for image in boxes]
         pooled = [head.pool_rois(feature, image).flatten(1) for feature, image in zip(features, some, strict=True)]
         values = torch.cat(pooled)
         for layer, down, up in zip(head.fc, self.down, self.up, strict=True):

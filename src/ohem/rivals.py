@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from ohem.losses import RoiLosses
 from ohem.rois import Rois
-from ohem.samplers import Score, draw, hard_examples, require_one_or_more, require_share
+from ohem.samplers import Score, draw, hard_examples, require_count, require_share
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class IoUBalancedSampler:
     bg_hi: float = 0.5
 
     def __post_init__(self) -> None:
-        require_one_or_more("rois_per_image", self.rois_per_image)
+        require_count("rois_per_image", self.rois_per_image)
         require_share("fg_fraction", self.fg_fraction)
-        require_one_or_more("bins", self.bins)
+        require_count("bins", self.bins)
         if not 0 < self.bg_hi <= 1:
             raise ValueError(f"bg_hi: found {self.bg_hi}; allowed: above 0, to 1")
 
@@ -82,8 +82,9 @@ class RankSampler:
     dropout: bool = True
 
     def __post_init__(self) -> None:
-        require_one_or_more("rois_per_image", self.rois_per_image)
-        require_one_or_more("pressure", self.pressure)
+        require_count("rois_per_image", self.rois_per_image)
+        if not 1 <= self.pressure < math.inf:
+            raise ValueError(f"pressure: found {self.pressure}; allowed: 1 or more")
 
     def __call__(self, rois: list[Rois], score: Score, rng: Generator) -> list[Tensor]:
         """A choice for each image, in the order in which it was drawn."""
@@ -128,8 +129,8 @@ class StratifiedSampler:
     dropout: bool = True
 
     def __post_init__(self) -> None:
-        require_one_or_more("rois_per_image", self.rois_per_image)
-        require_one_or_more("strata", self.strata)
+        require_count("rois_per_image", self.rois_per_image)
+        require_count("strata", self.strata)
         if self.nms_iou is not None:
             require_share("nms_iou", self.nms_iou)
 
@@ -166,7 +167,7 @@ class QuotaSampler:
     dropout: bool = True
 
     def __post_init__(self) -> None:
-        require_one_or_more("rois_per_image", self.rois_per_image)
+        require_count("rois_per_image", self.rois_per_image)
         require_share("fg_fraction", self.fg_fraction)
 
     def __call__(self, rois: list[Rois], score: Score, rng: Generator) -> list[Tensor]:

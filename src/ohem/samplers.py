@@ -5,9 +5,9 @@ no network. Losses come from ``score``, which runs the read-only RoI network ove
 sampler that does not look at losses pays nothing for them.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, Protocol
 
 import torch
@@ -167,7 +167,7 @@ class HardSampler:
     fill: bool = False
 
     def __post_init__(self) -> None:
-        require_one_or_more("rois_per_image", self.rois_per_image)
+        require_count("rois_per_image", self.rois_per_image)
         if self.nms_iou is not None:
             require_share("nms_iou", self.nms_iou)
         if self.cap not in ("image", "batch"):
@@ -217,7 +217,7 @@ class RandomSampler:
     bg_lo: float = 0.1
 
     def __post_init__(self) -> None:
-        require_one_or_more("rois_per_image", self.rois_per_image)
+        require_count("rois_per_image", self.rois_per_image)
         if self.fg_fraction is not None:
             require_share("fg_fraction", self.fg_fraction)
         require_share("bg_lo", self.bg_lo)
@@ -250,9 +250,11 @@ def ranks_together(sampler: Sampler | None) -> bool:
     return getattr(sampler, "cap", "image") == "batch"
 
 
-def require_one_or_more(name: str, value: float) -> None:
-    """Raise ValueError for a setting that is too small, infinite, or not a number."""
-    if not 1 <= value < math.inf:
+def require_count(name: str, value: int) -> None:
+    """Raise ValueError for a setting that is no whole number from 1."""
+    if not isinstance(value, Integral):
+        raise ValueError(f"{name}: found {value!r}; allowed: a whole number, 1 or more")
+    if value < 1:
         raise ValueError(f"{name}: found {value}; allowed: 1 or more")
 
 

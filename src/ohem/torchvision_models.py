@@ -20,9 +20,10 @@ from torchvision.models.detection.ssd import SSD
 
 from ohem.losses import TORCHVISION_BETA, RoiLosses, anchor_losses, at_least_float32, require_finite, roi_losses
 from ohem.models.fast_rcnn import KnownLosses
+from ohem.models.proposal_network import ProposalNetwork
 from ohem.models.roi_head import read_only
 from ohem.rois import Rois, greatest_iou
-from ohem.samplers import Sampler, checked, require_one_or_more
+from ohem.samplers import Sampler, checked, require_count
 
 NOTHING_TO_CHOOSE = {
     RetinaNet: "it classifies all anchors, and focal loss weighs the easy ones down; train it as it is",
@@ -61,11 +62,14 @@ def use_sampler(model: nn.Module, sampler: Sampler, *, ranking_chunk: int = 512)
 
     Raises:
         ValueError: the model has no ``RoIHeads`` (of torchvision's one-stage detectors the text says why they need no
-            sampler), ``ranking_chunk`` is less than 1, or the sampler cannot be called. In a later training step: see
+            sampler) or ones that choose by a method of their own, ``ranking_chunk`` is less than 1, or the sampler cannot
+            be called. In a later training step: see
             :class:`ohem.losses.NonFiniteLossError` and :func:`ohem.samplers.checked`.
     """
-    require_one_or_more("ranking_chunk", ranking_chunk)
+    require_count("ranking_chunk", ranking_chunk)
     _require_sampler(sampler)
+    for heads in _parts(model, RoIHeads):
+        _require_no_choice_of_its_own(heads)
     for heads in _parts(model, RoIHeads):
         _let_mine(heads, MiningRoIHeads, Mining(sampler, ranking_chunk))
 
@@ -89,7 +93,20 @@ def use_rpn_sampler(model: nn.Module, sampler: Sampler) -> None:
     """
     _require_sampler(sampler)
     for rpn in _parts(model, RegionProposalNetwork):
+        if isinstance(rpn, ProposalNetwork):
+            raise ValueError("model: found a detector of ohem's; allowed: detector.rpn_sampler = sampler")
         _let_mine(rpn, MiningRPN, Mining(sampler))
+
+
+def _require_no_choice_of_its_own(heads: nn.Module) -> None:
+    before: Any = heads.torchvision_class() if isinstance(heads, MiningRoIHeads) else type(heads)
+    if "select_training_samples" in vars(heads) or (
+        before.select_training_samples is not RoIHeads.select_training_samples
+    ):
+        raise ValueError(
+            f"model: found {before.__name__} with a select_training_samples of its own; allowed: torchvision's, in whose"
+            " place the sampler chooses"
+        )
 
 
 def _require_sampler(sampler: object) -> None:
@@ -118,22 +135,34 @@ def boxes_in_float32(model: nn.Module) -> None:
 
 def _widen_features(rpn: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     images, features, *rest = arguments
-    return images, {name: at_least_float32(each) for name, each in features.items()}, *rest
+    return images, {name: _wide(each) for name, each in features.items()}, *rest
 
 
 def _widen_outputs(head: nn.Module, _: Any, outputs: tuple[list[Tensor], list[Tensor]]) -> tuple[list[Tensor], ...]:
-    return tuple([at_least_float32(each) for each in part] for part in outputs)
+    return tuple([_wide(each) for each in part] for part in outputs)
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Values in float32 under autocast; a model that is in half precision itself has its own."""
+    return at_least_float32(values) if torch.is_autocast_enabled(values.device.type) else values
 
 
 def remove_sampler(model: nn.Module) -> None:
     """Give torchvision's own random choice of RoIs and anchors back; a model without a sampler stays as it is.
 
     Raises:
-        ValueError: the model has neither ``RoIHeads`` nor a ``RegionProposalNetwork``.
+        ValueError: the model has neither ``RoIHeads`` nor a ``RegionProposalNetwork``, or another class was laid over
+            them since.
     """
     mined = [module for module in model.modules() if isinstance(module, _Mined)]
     if not mined:
         _parts(model, RoIHeads, RegionProposalNetwork)
+    for module in mined:
+        if type(module).__bases__[0] not in (MiningRoIHeads, MiningRPN):
+            raise ValueError(
+                f"model: found {type(module).__name__}, laid over the sampler since (by fully_shard); allowed: to remove"
+                " the sampler before that"
+            )
     for module in mined:
         module.__class__ = module.torchvision_class()
         del module.mining
@@ -226,14 +255,16 @@ class MiningRoIHeads(_Mined, RoIHeads):  # type: ignore[misc]  # torchvision has
         proposals: list[Tensor],
         image_shapes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]] | None = None,
+        *rest: Any,
+        **more: Any,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """As torchvision's. The features are let go of on return."""
+        """As torchvision's, with what a subclass's takes besides. The features are let go of on return."""
         if not self.training:
-            return super().forward(features, proposals, image_shapes, targets)  # type: ignore[no-any-return]
+            return super().forward(features, proposals, image_shapes, targets, *rest, **more)  # type: ignore[no-any-return]
         self._scene = Scene(features, image_shapes)
         try:
             result: tuple[list[dict[str, Tensor]], dict[str, Tensor]]
-            result = super().forward(features, proposals, image_shapes, targets)
+            result = super().forward(features, proposals, image_shapes, targets, *rest, **more)
             return result
         except NothingChosenError:
             return [], self._zero_losses(features)

@@ -70,7 +70,7 @@ class ReadOnlyPass:
         start = now(self.features[0].device)
         self.losses = self.detector.rank(self.features, self.rois, dropout=dropout, images=self.images)
         self.seconds += now(self.features[0].device) - start
-        return self.losses
+        return _copies(self.losses)
 
 
 @dataclass
@@ -88,11 +88,16 @@ class KnownLosses:
     @classmethod
     def of(cls, losses: Sequence[RoiLosses]) -> "KnownLosses":
         """Of losses with gradient."""
-        return cls([RoiLosses(loss.cls.detach(), loss.box.detach()) for loss in losses])
+        return cls(_copies(losses))
 
     def __call__(self, *, dropout: bool = True) -> list[RoiLosses]:
         """The losses of the one pass, in which dropout is as in training whatever is asked for."""
-        return self.losses
+        return _copies(self.losses)
+
+
+def _copies(losses: Sequence[RoiLosses]) -> list[RoiLosses]:
+    """For a sampler, which may change them: nothing trains on these, and nothing is logged of them."""
+    return [RoiLosses(loss.cls.detach().clone(), loss.box.detach().clone()) for loss in losses]
 
 
 class FastRCNN(nn.Module):
@@ -173,9 +178,10 @@ class FastRCNN(nn.Module):
                 raise ValueError("targets: found None; allowed in training mode: one target for each image")
             return self.training_step(images, proposals, targets, rng).losses
         features = self.features(images)
+        sizes = [cast(tuple[int, int], tuple(image.shape[-2:])) for image in images]
         return [
-            self.score_rois(feature, boxes, cast(tuple[int, int], tuple(image.shape[-2:])))
-            for feature, boxes, image in zip(features, proposals, images, strict=True)
+            self.score_rois(feature, self.propose(feature, size, boxes), size)
+            for feature, boxes, size in zip(features, proposals, sizes, strict=True)
         ]
 
     def training_step(

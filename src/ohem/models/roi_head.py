@@ -129,9 +129,13 @@ class RoIHead(nn.Module):
             (R, width of the last layer).
         """
         first, *others = self.fc
-        if isinstance(first, nn.Linear):
+        if (
+            type(first) is nn.Linear
+            and first.bias is not None
+            and not (first._forward_hooks or first._forward_pre_hooks)
+        ):
             hidden = self.pooled_products(features, boxes, first)
-        else:  # a user's own
+        else:  # a user's own, or one that is more than its weights
             hidden = first(self.pool_rois(features, boxes).flatten(1))
         hidden = self._drop(hidden.relu_())
         for layer in others:
@@ -188,13 +192,13 @@ class RoIHead(nn.Module):
 
 @contextmanager
 def read_only(network: nn.Module, *, dropout: bool) -> Iterator[None]:
-    """Run ``network`` so that nothing of it is left behind: no gradient, and no BatchNorm statistics updated.
+    """Run ``network`` so that nothing of it is left behind: no gradient, and no statistics of its norms updated.
 
     Args:
         network: put back as it was on leaving.
-        dropout: True leaves dropout as it is, False switches it off.
+        dropout: True leaves dropout as it is, False switches it off: all of the network is in evaluation mode.
     """
-    quiet = (nn.modules.batchnorm._BatchNorm, *(() if dropout else (nn.modules.dropout._DropoutNd,)))
+    quiet = nn.modules.batchnorm._NormBase if dropout else nn.Module
     changed = [module for module in network.modules() if isinstance(module, quiet) and module.training]
     for module in changed:
         module.training = False

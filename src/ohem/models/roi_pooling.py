@@ -38,6 +38,8 @@ def max_pool_rois(features: Tensor, boxes: Tensor, size: int, scale: float) -> T
     features = at_least_float32(features)
     inclusive = _inclusive(boxes, features.dtype)
     if _compiled_fits(features):
+        # A function of one's own is told that features need a gradient also where none is made.
+        features = features if torch.is_grad_enabled() else features.detach()
         return cast(Tensor, _MaxPool.apply(features, inclusive, size, scale))
     return cast(Tensor, roi_pool(features, [inclusive], (size, size), scale))
 

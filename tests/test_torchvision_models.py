@@ -691,6 +691,7 @@ def test_a_class_laid_over_the_sampler_is_taken_off_first():
     ohem.use_sampler(model, HardSampler(8))
     mining = type(model.roi_heads)
     model.roi_heads.__class__ = type("Sharded", (mining,), {})  # as fully_shard does
+    ohem.use_sampler(model, RandomSampler(8))
     with pytest.raises(ValueError, match="found Sharded, laid over the sampler since"):
         ohem.remove_sampler(model)
     model.roi_heads.__class__ = mining

@@ -99,12 +99,14 @@ def use_rpn_sampler(model: nn.Module, sampler: Sampler) -> None:
 
 
 def _require_no_choice_of_its_own(heads: nn.Module) -> None:
-    before: Any = heads.torchvision_class() if isinstance(heads, MiningRoIHeads) else type(heads)
+    kind: Any = type(heads)
+    if isinstance(heads, MiningRoIHeads):  # only the sampler is exchanged
+        return
     if "select_training_samples" in vars(heads) or (
-        before.select_training_samples is not RoIHeads.select_training_samples
+        kind.select_training_samples is not RoIHeads.select_training_samples
     ):
         raise ValueError(
-            f"model: found {before.__name__} with a select_training_samples of its own; allowed: torchvision's, in whose"
+            f"model: found {kind.__name__} with a select_training_samples of its own; allowed: torchvision's, in whose"
             " place the sampler chooses"
         )
 

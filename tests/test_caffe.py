@@ -819,7 +819,7 @@ def test_nothing_is_written_over(vggm, tmp_path, capsys):
     ("content", "out", "options", "found"),
     [
         (b"<html>", "o.safetensors", [], "found a file of text, beginning with '<html>'"),
-        (tiny(NAMES), "o.pth", [], "o.pth: found the ending '.pth'; allowed: .safetensors"),
+        (tiny(NAMES), "o.pth", [], "o.pth: found a file name that ends in '.pth'; allowed: .safetensors"),
         (tiny(["fc8"]), "o.safetensors", [], "layers: found fc8 (1, 1)"),
         ("imagenet", "o.safetensors", ["--classes", "cat"], "found --classes and no cls_score and bbox_pred"),
         ("detector", "o.safetensors", [], "cls_score: found 3 outputs and no --classes; allowed: 2 names"),

@@ -164,7 +164,7 @@ def test_another_time_with_the_same_content_only_renews_the_stamp(records, path)
 def test_a_cache_that_is_given_must_be_of_these_pictures(records, path):
     make_proposals(records, path, SETTING)
     os.utime(records[2].path, ns=(1, 1_000_000_007))
-    assert ProposalCache(path).faults_of(records) == []
+    assert ProposalCache(path).changed_pictures(records) == []
     write_picture(records[1].path, seed=10)
     dataset = DetectionDataset("a", "voc", path, ("cat",), (1,), tuple(records))
     with pytest.raises(DataError) as caught:

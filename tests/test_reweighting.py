@@ -304,7 +304,7 @@ def test_a_batchs_gradient_is_that_of_its_images_accumulated(reweight):
         (lambda: FocalLoss(gamma=np.nan), "gamma: found nan; allowed: 0 or more"),
         (lambda: FocalLoss(alpha=1.5), "alpha: found 1.5; allowed: 0 to 1, or none"),
         (lambda: GradientHarmonized(0), "bins: found 0; allowed: 1 or more"),
-        (lambda: GradientHarmonized(box_bins=0), "box_bins: found 0; allowed: 1 or more, or none"),
+        (lambda: GradientHarmonized(box_bins=0), "box_bins: found 0; allowed: 1 or more"),
         (lambda: GradientHarmonized(mu=0), "mu: found 0; allowed: more than 0"),
         (lambda: GradientHarmonized(mu=math.nan), "mu: found nan; allowed: more than 0"),
     ],

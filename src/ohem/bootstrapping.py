@@ -14,9 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from ohem.data.dataset import ImageId, Proposals
-from ohem.data.rules import quoted
 from ohem.errors import OhemError
-from ohem.files import require_new_file, write_atomically
+from ohem.files import require_new_file, require_suffix, write_atomically
 from ohem.mining import ScoredImage, score_images
 from ohem.models.weights import load_detector
 from ohem.opening import SILENT, Reporter, open_dataset, open_proposals, pick_device
@@ -75,8 +74,7 @@ def harvest(
     """
     out = Path(out)
     require_new_file(out)
-    if out.suffix.lower() != ".json":
-        raise OhemError(f"{out}: found a file name that ends in {quoted(out.suffix)}; allowed: .json")
+    require_suffix(out, ".json")
     detector, spec, classes = load_detector(find_weights(source, weights))
     if spec.given_proposals is None:
         raise OhemError(

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from ohem.data.rules import checked_classes
 from ohem.data.voc import VOC_CLASSES
 from ohem.errors import OhemError
-from ohem.files import require_new_file, write_atomically
+from ohem.files import require_new_file, require_suffix, write_atomically
 from ohem.models.backbones import CAFFE
 from ohem.models.caffe_networks import CaffeWeights, read_network
 from ohem.models.pretrained import load_vgg
@@ -63,8 +63,7 @@ def convert(
     Raises:
         OhemError: ``source`` is damaged or another network, ``out`` is there already, or the classes do not fit.
     """
-    if out.suffix != ".safetensors":
-        raise OhemError(f"{out}: found the ending {out.suffix!r}; allowed: .safetensors")
+    require_suffix(out, ".safetensors")
     require_new_file(out)
     weights = read_network(source, partial(progress, "reading, MB"))
     progress("writing", 0, 1)

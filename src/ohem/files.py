@@ -101,6 +101,12 @@ def require_new_file(path: Path) -> None:
         raise OhemError(f"{path}: found something there already; allowed: a new file")
 
 
+def require_suffix(path: Path, suffix: str) -> None:
+    """Raise OhemError where a file that is to be written would not be known by its name afterwards."""
+    if path.suffix.lower() != suffix:
+        raise OhemError(f"{path}: found a file name that ends in {path.suffix!r}; allowed: {suffix}")
+
+
 def next_folder(folder: Path) -> Path:
     """The folder itself, or the first of ``folder-2``, ``folder-3``, ... that does not exist."""
     found, count = folder, 1

@@ -105,9 +105,6 @@ def open_proposals(
         for note in notes:
             reporter.say(note)
         faults = validate_proposals(proposals, dataset.records)
-        for name in files:
-            if name.lower().endswith(".sqlite"):
-                faults += ProposalCache(Path(name)).faults_of(dataset.records)
         if faults:
             raise DataError(faults)
         return proposals

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ohem.losses import RoiLosses
 from ohem.rois import Rois
+from ohem.samplers import require_count
 
 
 class Reweighting(Protocol):
@@ -98,10 +99,9 @@ class GradientHarmonized:
     mu: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.bins < 1:
-            raise ValueError(f"bins: found {self.bins}; allowed: 1 or more")
-        if self.box_bins is not None and self.box_bins < 1:
-            raise ValueError(f"box_bins: found {self.box_bins}; allowed: 1 or more, or none")
+        require_count("bins", self.bins)
+        if self.box_bins is not None:
+            require_count("box_bins", self.box_bins)
         if not 0 < self.mu < float("inf"):
             raise ValueError(f"mu: found {self.mu}; allowed: more than 0")
 

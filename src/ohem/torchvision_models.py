@@ -63,8 +63,8 @@ def use_sampler(model: nn.Module, sampler: Sampler, *, ranking_chunk: int = 512)
     Raises:
         ValueError: the model has no ``RoIHeads`` (of torchvision's one-stage detectors the text says why they need no
             sampler) or ones that choose by a method of their own, ``ranking_chunk`` is less than 1, or the sampler cannot
-            be called. In a later training step: see
-            :class:`ohem.losses.NonFiniteLossError` and :func:`ohem.samplers.checked`.
+            be called. In a later training step: see :class:`ohem.losses.NonFiniteLossError` and
+            :func:`ohem.samplers.checked`.
     """
     require_count("ranking_chunk", ranking_chunk)
     _require_sampler(sampler)
@@ -89,7 +89,8 @@ def use_rpn_sampler(model: nn.Module, sampler: Sampler) -> None:
             near-duplicates among all of them, as :class:`ohem.rivals.StratifiedSampler` does, takes minutes.
 
     Raises:
-        ValueError: the model has no ``RegionProposalNetwork``, or the sampler cannot be called. In a later training step: as for :func:`use_sampler`.
+        ValueError: the model has no ``RegionProposalNetwork`` or is a detector of ohem's, which has a setting for it, or
+            the sampler cannot be called. In a later training step: as for :func:`use_sampler`.
     """
     _require_sampler(sampler)
     for rpn in _parts(model, RegionProposalNetwork):

@@ -24,6 +24,7 @@ from ohem.cli.options import (
 )
 from ohem.console import Console
 from ohem.errors import OhemError
+from ohem.files import require_suffix
 
 
 @command("data")
@@ -137,8 +138,8 @@ def propose(
         raise OhemError(
             f"ohem propose: found --proposals and {option}; allowed: one of them, since nothing is made of files"
         )
-    if out and out.suffix.lower() != ".sqlite":
-        raise OhemError(f"{out}: found a file name that ends in {out.suffix!r}; allowed: .sqlite")
+    if out:
+        require_suffix(out, ".sqlite")
     dataset = open_dataset(data, DataSpec(bad_boxes="drop"), console)
     found = open_proposals(dataset, proposals or [], ProposalSpec(mode=mode or "fast"), workers, console, cache=out)
     recall = proposal_recall(dataset.records, found)

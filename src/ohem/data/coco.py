@@ -193,18 +193,19 @@ def _groups(document: dict[str, Any], wanted: Sequence[str]) -> dict[int, str]:
 
     Its name may be that of a class, too. A wanted name that no other category has is a class.
     """
-    found: dict[int, str] = {}
     entries = _objects(document, "categories")
-    for entry in entries:
-        category_id, name = entry.get("id"), entry.get("name")
-        if entry.get("supercategory") == "none" and _is_integer(category_id) and isinstance(name, str):
-            others = [other for other in entries if other is not entry]
-            of_its_own = all(other.get("id") != category_id for other in others)
-            is_class = name in wanted and all(other.get("name") != name for other in others)
-            if of_its_own and not is_class and any(other.get("supercategory") == name for other in others):
-                found[category_id] = name
+    ids, names, parents = ([entry.get(key) for entry in entries] for key in ("id", "name", "supercategory"))
+    found = {
+        category_id: name
+        for category_id, name, parent in zip(ids, names, parents, strict=True)
+        if parent == "none" != name
+        and name in parents
+        and (name not in wanted or names.count(name) > 1)
+        and _is_integer(category_id)
+        and ids.count(category_id) == 1
+    }
     boxed = [entry.get("category_id") for entry in _objects(document, "annotations")] if found else []
-    return {category_id: name for category_id, name in found.items() if category_id not in boxed}
+    return {category_id: str(name) for category_id, name in found.items() if category_id not in boxed}
 
 
 def _objects(document: dict[str, Any], key: str) -> list[dict[str, Any]]:

@@ -309,19 +309,20 @@ def _pictures(
             if twin != picture:
                 allowed = f"a name of its own but for the suffix; {twin.name} has this one"
                 faults.append(Fault(picture, "", quoted(picture.name), allowed))
-    labelled = [
-        file.name
-        for file in others
-        if file.suffix.lower() != ".txt" and file.with_suffix("") not in found and is_file(_label_path(root, file))
-    ]
-    if labelled:
-        notes.append(
-            f"left out {counted(len(labelled), 'file', 'files')} with labels that are no picture of a kind that is read:"
-            f" {listed(labelled, 5)}"
-        )
+    others = [file for file in others if file.with_suffix("") not in found]
+    notes += _notes_of_labelled(root, others)
     if not found and len(faults) == before:
         faults.append(Fault(yaml_path, split, f"{quoted(value)}, without a picture in it", "at least one picture"))
     return list(found.values())
+
+
+def _notes_of_labelled(root: Path, others: list[Path]) -> list[str]:
+    """What is told of files that are no pictures, and have labels as if they were."""
+    labelled = [file.name for file in others if file.suffix != ".txt" and is_file(_label_path(root, file))]
+    if not labelled:
+        return []
+    number = counted(len(labelled), "file", "files")
+    return [f"left out {number} with labels that are no picture of a kind that is read: {listed(labelled, 5)}"]
 
 
 def _files_below(folder: Path) -> Iterator[Path]:

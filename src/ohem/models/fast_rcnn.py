@@ -88,7 +88,7 @@ class KnownLosses:
     @classmethod
     def of(cls, losses: Sequence[RoiLosses]) -> "KnownLosses":
         """Of losses with gradient."""
-        return cls(_copies(losses))
+        return cls([RoiLosses(loss.cls.detach(), loss.box.detach()) for loss in losses])
 
     def __call__(self, *, dropout: bool = True) -> list[RoiLosses]:
         """The losses of the one pass, in which dropout is as in training whatever is asked for."""
@@ -97,7 +97,7 @@ class KnownLosses:
 
 def _copies(losses: Sequence[RoiLosses]) -> list[RoiLosses]:
     """For a sampler, which may change them: nothing trains on these, and nothing is logged of them."""
-    return [RoiLosses(loss.cls.detach().clone(), loss.box.detach().clone()) for loss in losses]
+    return [RoiLosses(loss.cls.clone(), loss.box.clone()) for loss in losses]
 
 
 class FastRCNN(nn.Module):

@@ -129,13 +129,9 @@ class RoIHead(nn.Module):
             (R, width of the last layer).
         """
         first, *others = self.fc
-        if (
-            type(first) is nn.Linear
-            and first.bias is not None
-            and not (first._forward_hooks or first._forward_pre_hooks)
-        ):
-            hidden = self.pooled_products(features, boxes, first)
-        else:  # a user's own, or one that is more than its weights
+        if _is_plain(first):
+            hidden = self.pooled_products(features, boxes, cast(nn.Linear, first))
+        else:
             hidden = first(self.pool_rois(features, boxes).flatten(1))
         hidden = self._drop(hidden.relu_())
         for layer in others:
@@ -188,6 +184,13 @@ class RoIHead(nn.Module):
         words = torch.empty(-(-hidden.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
         kept = words.view(torch.uint8)[: hidden.numel()].view(hidden.shape) >= steps
         return hidden.mul_(kept).div_(1 - self.dropout.p)
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether weight and bias are all there is to a layer; not with adapters, hooks or a forward of its own."""
+    return (
+        type(layer) is nn.Linear and layer.bias is not None and not (layer._forward_hooks or layer._forward_pre_hooks)
+    )
 
 
 @contextmanager

@@ -149,8 +149,8 @@ class ProposalCache(Mapping[ImageId, NDArray[np.float32]]):
     def __iter__(self) -> Iterator[ImageId]:
         return (image_id for (image_id,) in self._select("SELECT image_id FROM proposals"))
 
-    def faults_of(self, records: Iterable[ImageRecord]) -> list[Fault]:
-        """The pictures that have changed since their proposals were made, told as in :func:`make_proposals`.
+    def changed_pictures(self, records: Iterable[ImageRecord]) -> list[Fault]:
+        """The pictures that have changed since their proposals were made, by the same signs as in :func:`make_proposals`.
 
         Raises:
             DataError: a picture cannot be read.

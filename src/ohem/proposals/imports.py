@@ -60,6 +60,7 @@ class _Joined(Mapping[ImageId, NDArray[np.float32]]):
     """Several files' proposals as one, each still read in its own way."""
 
     def __init__(self, paths: Sequence[Path], parts: Sequence[Proposals]) -> None:
+        self.parts = parts
         self._part_of: dict[ImageId, Proposals] = {}
         faults = []
         for path, part in zip(paths, parts, strict=True):
@@ -214,8 +215,12 @@ def validate_proposals(proposals: Proposals, records: Sequence[ImageRecord]) -> 
 
     Right is: each image has an entry, (P, 4) float32, of finite boxes with positive sides that lie in the image to
     within 1 px. Boxes that stick out by less, as rounding leaves them, are used as they are. Images may have no boxes.
+    Of a cache of ours, pictures must be those that were searched.
     """
     faults = []
+    for part in proposals.parts if isinstance(proposals, _Joined) else [proposals]:
+        if isinstance(part, ProposalCache):
+            faults += part.changed_pictures(records)
     for record in records:
         try:
             found, allowed = _problem(proposals[record.id], record)

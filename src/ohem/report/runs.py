@@ -109,7 +109,8 @@ def _measured(
     file = run.newest_evaluation()
     if file is None:
         return None, f"not evaluated: ohem evaluate {quote(str(run.folder))} --data DATA"
-    sources = data or _sources(file)
+    told = read_metrics(file)
+    sources = data or _sources(file, told)
     if not sources:
         return None, f"{file.parent.name} does not say on which data: add --data DATA"
     if sources not in opened:
@@ -123,7 +124,6 @@ def _measured(
     dataset = opened[sources]
     if tuple(classes) != dataset.classes:
         raise OhemError(f"{run.folder}: found other classes than in the runs before it; allowed: the same, in order")
-    told = read_metrics(file)
     detections = load_coco_results(file.with_name("detections.json"), dataset)
     voc = evaluate_voc(dataset, detections)
     if not _agrees(told, dataset, voc):
@@ -146,9 +146,9 @@ def _agrees(told: Mapping[str, Any], dataset: DetectionDataset, voc: VocResult) 
     return bool(told.get("images", len(dataset)) == len(dataset))
 
 
-def _sources(file: Path) -> tuple[str, ...]:
+def _sources(file: Path, told: Mapping[str, Any]) -> tuple[str, ...]:
     """What an evaluation says that it was made on; empty where it does not."""
-    found = read_metrics(file).get("sources", [])
+    found = told.get("sources", [])
     if not isinstance(found, list) or not all(isinstance(source, str) for source in found):
         raise OhemError(f"{file}: sources: found {quoted(found)}; allowed: a list of texts")
     return tuple(found)

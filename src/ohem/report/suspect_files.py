@@ -36,8 +36,8 @@ def save_coco(path: Path, suspects: Sequence[Suspect], dataset: DetectionDataset
     """A COCO JSON of the images with suspects, with all of their annotations.
 
     An annotation that is suspect, and a box that is proposed in its place, say so in ``attributes``: ``suspect`` (the
-    kind), ``score``, ``fix`` and ``proposed``; VOC's difficult ones say ``difficult``. Deleting the wrong one of each pair in an annotation tool leaves mended
-    annotations. Images keep ids that are integers, as COCO's are; other images, and all annotations, are numbered from 1,
+    kind), ``score``, ``fix`` and ``proposed``; VOC's difficult ones say ``difficult``. Deleting the wrong one of each
+    pair in an annotation tool leaves mended annotations. Images keep ids that are integers, as COCO's are; other images, and all annotations, are numbered from 1,
     since tools want integers. File names are relative to the folder that all of the data set's images lie in.
     """
     home = os.path.commonpath([record.path.parent.absolute() for record in dataset.records])

@@ -1,9 +1,9 @@
 """A run is a folder that explains itself.
 
-``recipe.yaml`` what was asked for; ``run.json`` data, fingerprint, preprocessing, seed, versions; ``log.jsonl`` one record a line;
-``checkpoints/last.pt`` to go on from; ``weights.safetensors`` the result and ``best.safetensors`` the best on the
-validation split; ``snapshots/`` weights on the way, where the recipe asks for them; ``failed-step-*.pt`` a step whose
-loss was not finite; ``.lock`` while a process trains it.
+``recipe.yaml`` what was asked for; ``run.json`` data, fingerprint, preprocessing, seed, versions; ``log.jsonl`` one
+record a line; ``checkpoints/last.pt`` to go on from; ``weights.safetensors`` the result and ``best.safetensors`` the
+best on the validation split; ``snapshots/`` weights on the way, where the recipe asks for them; ``failed-step-*.pt`` a
+step whose loss was not finite; ``.lock`` while a process trains it.
 """
 
 import fcntl

@@ -13,8 +13,9 @@ from ohem.models.fast_rcnn import FastRCNN
 from ohem.opening import open_dataset, open_proposals
 from ohem.ranking import ExactRanking
 from ohem.recipes.recipe import Recipe, load_recipe
+from ohem.training.beginning import AnnotatedImages, new_detector, set_method
 from ohem.training.checkpoint import start_streams
-from ohem.training.loop import AnnotatedImages, forward, new_detector, set_method
+from ohem.training.loop import forward
 from ohem.training.optimizer import build_optimizer, clip, set_lr
 from subjects import APPROXIMATIONS, SIZES, FastRcnnSteps
 from timing import Work, line, turns

@@ -147,7 +147,7 @@ def _step(num_classes: int, proposals: int, objects: int) -> None:
 
     from ohem.models.weights import build_detector
     from ohem.recipes.recipe import load_recipe
-    from ohem.training.loop import set_method
+    from ohem.training.beginning import set_method
 
     recipe = load_recipe("lite0", ["detector.backbone.weights=none"])
     torch.manual_seed(0)

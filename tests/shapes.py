@@ -13,7 +13,8 @@ from corruptions import voc_object, voc_xml
 from ohem.data.dataset import DetectionDataset, Proposals
 from ohem.data.sources import load_dataset
 from ohem.recipes.recipe import Recipe, load_recipe
-from ohem.training.loop import AnnotatedImages, new_detector, train
+from ohem.training.beginning import AnnotatedImages, new_detector
+from ohem.training.loop import train
 from ohem.training.run import Run, Sources
 
 CLASSES = ("disc", "square", "triangle")

@@ -28,7 +28,8 @@ from ohem.opening import SILENT, open_proposals
 from ohem.recipes.recipe import Recipe, load_recipe, override_spec
 from ohem.rois import Rois
 from ohem.samplers import AllSampler, HardSampler, RandomSampler
-from ohem.training.loop import AnnotatedImages, measure, new_detector, train
+from ohem.training.beginning import AnnotatedImages, new_detector
+from ohem.training.loop import measure, train
 from ohem.training.run import Run, Sources
 from shapes import PRETRAINED, make_shapes, small_faster_recipe
 

@@ -14,7 +14,8 @@ import torch
 
 from ohem.errors import OhemError
 from ohem.files import atomic_writer, write_atomically
-from ohem.training.loop import AnnotatedImages, new_detector, train
+from ohem.training.beginning import AnnotatedImages, new_detector
+from ohem.training.loop import train
 from ohem.training.run import Run, Sources
 from shapes import make_shapes, open_shapes, small_recipe
 from test_cli import SMALL, ohem

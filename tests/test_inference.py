@@ -21,7 +21,7 @@ from ohem.inference import Candidates, Scorer, candidates_of, detect, score_and_
 from ohem.mining import _classifier, mean_loss, score_images
 from ohem.models.spec import DetectionSpec, ImageSpec
 from ohem.ranking import LowRankRanking, Ranking, RememberedRanking
-from ohem.training.loop import AnnotatedImages, new_detector
+from ohem.training.beginning import AnnotatedImages, new_detector
 from shapes import make_shapes, open_shapes, small_recipe
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from ohem.rois import Rois
-from ohem.training.loop import AnnotatedImages, new_detector, train
+from ohem.training.beginning import AnnotatedImages, new_detector
+from ohem.training.loop import train
 from ohem.training.mined import Mined
 from ohem.training.run import Run, Sources
 from shapes import make_shapes, open_shapes, small_recipe

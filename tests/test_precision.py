@@ -19,7 +19,8 @@ from ohem.models.products import has_arithmetic
 from ohem.models.weights import load_detector
 from ohem.recipes.recipe import Recipe
 from ohem.samplers import AllSampler, HardSampler
-from ohem.training.loop import AnnotatedImages, measure, new_detector, train
+from ohem.training.beginning import AnnotatedImages, new_detector
+from ohem.training.loop import measure, train
 from ohem.training.precision import Precision
 from ohem.training.run import Run, Sources
 from shapes import PRETRAINED, make_shapes, open_shapes, small_recipe

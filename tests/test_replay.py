@@ -14,7 +14,8 @@ from ohem.errors import OhemError
 from ohem.losses import NonFiniteLossError
 from ohem.models.fast_rcnn import FastRCNN
 from ohem.recipes.recipe import Recipe
-from ohem.training.loop import AnnotatedImages, new_detector, train
+from ohem.training.beginning import AnnotatedImages, new_detector
+from ohem.training.loop import train
 from ohem.training.run import Run, Sources
 from shapes import make_shapes, open_shapes, small_recipe
 

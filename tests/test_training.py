@@ -16,7 +16,8 @@ from ohem.errors import OhemError
 from ohem.files import next_folder
 from ohem.models.weights import load_detector
 from ohem.recipes.recipe import Recipe
-from ohem.training.loop import AnnotatedImages, measure, new_detector, train
+from ohem.training.beginning import AnnotatedImages, new_detector
+from ohem.training.loop import measure, train
 from ohem.training.run import Run, Sources, fingerprint
 from shapes import PRETRAINED, make_shapes, open_shapes, small_recipe
 

@@ -25,7 +25,7 @@ from ohem.models.backbones import CAFFE
 from ohem.models.weights import load_detector, save_detector
 from ohem.pictures import JPEG_MAX_SIDE, draw_boxes, drawn_names, find_pictures
 from ohem.recipes.recipe import DataSpec
-from ohem.training.loop import AnnotatedImages
+from ohem.training.beginning import AnnotatedImages
 from ohem.training.run import Run, Sources
 from ohem.workflow import _began_so, _create_run, trained_on
 from shapes import make_shapes, open_shapes, small_recipe

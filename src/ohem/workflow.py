@@ -21,7 +21,8 @@ from ohem.opening import SILENT, Reporter, open_dataset, open_proposals, pick_de
 from ohem.ranking import LowRankRanking, RememberedRanking, precision_of
 from ohem.recipes.recipe import RANKINGS, Recipe
 from ohem.samplers import ranks_together
-from ohem.training.loop import AnnotatedImages, Observer, empty_detector, new_detector
+from ohem.training.beginning import AnnotatedImages, empty_detector, new_detector
+from ohem.training.loop import Observer
 from ohem.training.loop import train as train_loop
 from ohem.training.processes import Processes
 from ohem.training.run import Run, Sources, fingerprint, newest_folder

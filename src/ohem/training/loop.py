@@ -8,15 +8,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
-from ohem.boxes import DeltaStats
-from ohem.data.dataset import DetectionDataset, Proposals
 from ohem.data.loading import Sample, Samples, load_batches, training_batches
 from ohem.data.split import draw_count
 from ohem.errors import OhemError
@@ -24,16 +21,11 @@ from ohem.evaluation.coco import evaluate_coco
 from ohem.evaluation.voc import evaluate_voc
 from ohem.inference import detect
 from ohem.losses import NonFiniteLossError
-from ohem.models.backbones import Preprocessing
 from ohem.models.fast_rcnn import FastRCNN, TrainingStep, now
-from ohem.models.faster_rcnn import RANDOM_ANCHORS, FasterRCNN
-from ohem.models.pretrained import load_pretrained
-from ohem.models.pyramid_weights import load_torchvision_weights
-from ohem.models.spec import AnyDetectorSpec, DetectorSpec, TorchvisionSpec
-from ohem.models.weights import build_detector, save_detector, start_from
+from ohem.models.weights import save_detector
 from ohem.recipes.recipe import Recipe
-from ohem.rois import label_rois
 from ohem.training.averaging import weight_average
+from ohem.training.beginning import AnnotatedImages
 from ohem.training.checkpoint import (
     Stateful,
     load_checkpoint,
@@ -46,19 +38,11 @@ from ohem.training.mined import FOLLOWED, Mined
 from ohem.training.optimizer import build_optimizer, set_lr
 from ohem.training.precision import Precision
 from ohem.training.processes import ALONE, Processes
-from ohem.training.run import Run, find_weights
+from ohem.training.run import Run
 
 Observer = Callable[[Mapping[str, Any]], None]
 """Called with every log record as it is written, its ``kind`` ``train`` or ``validation``; and, not logged, with
 ``{"kind": "progress", "task": ..., "done": ..., "total": ...}`` after every step and every validated image."""
-
-
-@dataclass(frozen=True, eq=False)
-class AnnotatedImages:
-    """A data set with its proposals."""
-
-    dataset: DetectionDataset
-    proposals: Proposals
 
 
 def train(
@@ -80,7 +64,7 @@ def train(
     Args:
         run: its folder; with a checkpoint in it, training goes on from there to bit-identical weights.
         recipe: what to do.
-        detector: of :func:`new_detector`; trained in place. With ``recipe.ema``, an average of it is what is measured
+        detector: of :func:`ohem.training.beginning.new_detector`; trained in place. With ``recipe.ema``, an average of it is what is measured
             and left.
         images: to train on.
         validation: to measure on, every ``recipe.evaluation.every`` iterations and at the end.
@@ -180,83 +164,6 @@ def train(
             window.wait_for_data()
     save(run.weights_file)
     return True
-
-
-def new_detector(recipe: Recipe, images: AnnotatedImages) -> FastRCNN:
-    """The detector before the first step: weights random (from the recipe's seed), pre-trained, or another run's.
-
-    Raises:
-        OhemError: the recipe names a backbone or weights that are not to be had.
-    """
-    torch.manual_seed(stream_seed(recipe.seed, "weights"))
-    classes = images.dataset.classes
-    detector = build_detector(recipe.detector, len(classes))
-    if recipe.init_from is None:
-        start_pretrained(detector, recipe.detector, classes)
-    if isinstance(recipe.detector, DetectorSpec) and recipe.detector.delta_stats == "empirical":
-        stats = empirical_stats(images, recipe)
-        detector.delta_mean.copy_(stats.mean)
-        detector.delta_std.copy_(stats.std)
-    if recipe.init_from is not None:
-        start_from(detector, classes, find_weights(recipe.init_from, "best"))
-    set_method(detector, recipe)
-    return detector
-
-
-def empty_detector(recipe: Recipe, num_classes: int, preprocessing: Preprocessing) -> FastRCNN:
-    """The detector that a recipe trains, for weights that are there already: those of a checkpoint or a failed step."""
-    detector = build_detector(recipe.detector, num_classes)
-    detector.backbone.preprocessing = preprocessing
-    set_method(detector, recipe)
-    return detector
-
-
-def start_pretrained(detector: FastRCNN, spec: AnyDetectorSpec, classes: tuple[str, ...]) -> None:
-    """Give a new detector the published weights that its spec names.
-
-    Raises:
-        OhemError: they are not to be had or do not fit.
-    """
-    if isinstance(spec, TorchvisionSpec):
-        load_torchvision_weights(detector, spec, classes)
-    else:
-        load_pretrained(detector, spec.backbone)
-
-
-def set_method(detector: FastRCNN, recipe: Recipe) -> None:
-    """What a recipe trains by, and weights do not know: samplers, loss and form of mining."""
-    detector.sampler, detector.reweight, detector.mining = recipe.sampler, recipe.loss, recipe.mining
-    detector.rank_by(recipe.ranking)
-    if isinstance(detector, FasterRCNN):
-        detector.rpn_sampler = recipe.rpn_sampler or RANDOM_ANCHORS
-
-
-def empirical_stats(images: AnnotatedImages, recipe: Recipe) -> DeltaStats:
-    """Per-class mean and std of the deltas of all foreground RoIs, mirrored ones included when training mirrors.
-
-    Deltas do not depend on an image's scale, so no picture is read.
-    """
-    limit = recipe.detector.max_proposals or None
-
-    def examples() -> Iterator[tuple[Tensor, Tensor]]:
-        count = len(images.dataset.classes)
-        plain = DeltaStats(torch.zeros(count + 1, 4), torch.ones(count + 1, 4))
-        for record in images.dataset.records:
-            rois = label_rois(
-                torch.from_numpy(images.proposals[record.id][:limit].copy()),
-                torch.from_numpy(record.boxes).float(),
-                torch.from_numpy(record.labels),
-                plain,
-                difficult=torch.from_numpy(record.difficult),
-                crowd=torch.from_numpy(record.crowd),
-                fg_iou=recipe.detector.fg_iou,
-            )
-            foreground = rois[rois.labels > 0]
-            yield foreground.deltas, foreground.labels
-            if recipe.data.flip:
-                yield foreground.deltas * torch.tensor([-1.0, 1.0, 1.0, 1.0]), foreground.labels
-
-    return DeltaStats.empirical(len(images.dataset.classes), examples())
 
 
 def forward(detector: FastRCNN, batch: Sequence[Sample], rng: Generator, device: torch.device) -> TrainingStep:

@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 
 from ohem.models.fast_rcnn import TrainingStep
+from ohem.training.beginning import empty_detector
 from ohem.training.checkpoint import load_failed_step, start_streams
-from ohem.training.loop import empty_detector, forward
+from ohem.training.loop import forward
 from ohem.training.precision import Precision
 
 

@@ -64,8 +64,8 @@ def train(
     Args:
         run: its folder; with a checkpoint in it, training goes on from there to bit-identical weights.
         recipe: what to do.
-        detector: of :func:`ohem.training.beginning.new_detector`; trained in place. With ``recipe.ema``, an average of it is what is measured
-            and left.
+        detector: of :func:`ohem.training.beginning.new_detector`; trained in place. With ``recipe.ema``, an average of
+            it is what is measured and left.
         images: to train on.
         validation: to measure on, every ``recipe.evaluation.every`` iterations and at the end.
         device: CPU when omitted.

@@ -192,7 +192,9 @@ def test_a_first_layer_that_is_more_than_its_weights_ranks_as_it_trains(change, 
 
 
 @pytest.mark.parametrize("mining", ["read_only", "loss_layer"])
-def test_a_sampler_may_change_the_losses_that_it_gets(mining, one):
+def test_a_sampler_may_change_the_losses_that_it_gets(mining):
+    detector = new_detector().eval()
+
     def halves(rois, score, rng):
         for image, losses in zip(rois, score(dropout=False), strict=True):
             losses.cls[image.labels == 0] *= 0.5
@@ -201,8 +203,8 @@ def test_a_sampler_may_change_the_losses_that_it_gets(mining, one):
 
     steps = []
     for sampler in (AllSampler(), halves):
-        one.sampler, one.mining = sampler, mining
-        steps.append(one.training_step([image_of()], [proposals_of(20)], [target()]))
+        detector.sampler, detector.mining = sampler, mining
+        steps.append(detector.training_step([image_of()], [proposals_of(20)], [target()]))
     plain, halved = steps
     assert halved.losses == plain.losses
     assert [losses.cls.tolist() for losses in halved.score.losses] == [

@@ -157,15 +157,20 @@ def test_dropout_follows_every_fully_connected_layer():
 
 
 @pytest.mark.parametrize("pool", ["max", "align"])
-@pytest.mark.parametrize("pooled_bytes", [1, 30 * 9 * 4 * 2, 2**25])  # a block for each channel, for two, for all
+@pytest.mark.parametrize(
+    ("channels", "in_a_block"),
+    [(7, 0.0), (7, 2), (7, 1000), (40, 35)],  # a block for each channel, for two, for all; 35: two of 16, the rest
+)
 @pytest.mark.parametrize("onednn", [True, False])  # blocks of RoIs, or of channels
-def test_many_rois_get_the_hidden_values_of_the_regular_pass(pool, pooled_bytes, onednn, monkeypatch):
-    if not onednn:
+def test_many_rois_get_the_hidden_values_of_the_regular_pass(pool, channels, in_a_block, onednn, monkeypatch):
+    if onednn:
+        monkeypatch.setattr("ohem.models.products.mkl_is_at_home", lambda: False)
+    else:
         monkeypatch.setattr("ohem.models.roi_head.onednn_fits", lambda *_: False)
-    monkeypatch.setattr("ohem.models.roi_head.POOLED_BYTES", pooled_bytes)
+    monkeypatch.setattr("ohem.models.roi_head.POOLED_BYTES", 30 * 9 * 4 * in_a_block)
     torch.manual_seed(0)
-    head = RoIHead(7, 16, 2, pool=pool, pool_size=3, fc=(20, 10)).eval()
-    feature, boxes = torch.randn(1, 7, 8, 9), proposals_of(100 if onednn else 30)
+    head = RoIHead(channels, 16, 2, pool=pool, pool_size=3, fc=(20, 10)).eval()
+    feature, boxes = torch.randn(1, channels, 8, 9), proposals_of(100 if onednn else 30)
     hidden = head.hidden_of_many(feature, boxes)
     logits, deltas = head(feature, boxes)
     assert torch.allclose(head.cls_score(hidden), logits, atol=1e-6)

@@ -4,9 +4,16 @@ import pytest
 import torch
 from torch import nn
 
+from ohem.models import products
 from ohem.models.products import MOST, STEP, blocks, linear, onednn_fits
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+@pytest.fixture(autouse=True)
+def foreign(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No processor of Intel's, where MKL would multiply."""
+    monkeypatch.setattr(products, "processor_name", lambda: "AMD EPYC 9B14")
 
 
 @pytest.fixture
@@ -51,6 +58,15 @@ def test_columns_of_a_larger_matrix_are_multiplied_right(layer: nn.Linear) -> No
 def test_one_dnn_is_used_for_plain_float32_products(layer: nn.Linear) -> None:
     with torch.no_grad():
         assert onednn_fits(layer, torch.rand(100, 300))
+
+
+@pytest.mark.parametrize("name", ["Intel(R) Xeon(R) Processor", "Intel64 Family 6 Model 143 Stepping 8, GenuineIntel"])
+def test_products_on_intel_s_processors_are_mkl_s(layer: nn.Linear, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "processor_name", lambda: name)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    with torch.no_grad():
+        assert not onednn_fits(layer, torch.rand(100, 300))
+        assert torch.equal(linear(layer, values := torch.rand(100, 300)), layer(values))
 
 
 def test_gradients_are_left_to_the_layer(layer: nn.Linear) -> None:

@@ -1,9 +1,9 @@
 """Matrix products of many RoIs without gradient, in float32 and in half precision.
 
 torch hands float32 products on a CPU to MKL, which leaves half of the vector unit of AMD's processors with AVX-512 idle:
-oneDNN, which torch has along for its convolutions, takes less than half the time there, and about the same on one with
-AVX2 (``benchmarks/products.py``). Both compute in float32; their sums differ in order. The operator is one that torch's compiler
-uses, and not public: where a torch does not have it, the layer is called.
+oneDNN, which torch has along for its convolutions, takes less than half the time there, about the same on one with
+AVX2, and more on Intel's (``benchmarks/products.py``). Both compute in float32; their sums differ in order. The operator is one
+that torch's compiler uses, and not public: where a torch does not have it, the layer is called.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from ohem.processor import processor_name
 
 STEP = 64
 """Rows of a product are a multiple of it: oneDNN keeps up to 2 MB for every number of rows that it has met."""
@@ -64,7 +66,7 @@ def blocks(rows: int, most: int) -> Iterator[tuple[int, int]]:
 
 
 def onednn_fits(layer: nn.Module, values: Tensor) -> bool:
-    """Whether oneDNN multiplies them: float32 on a CPU, no autocast, no graph, and nothing hooked to the layer."""
+    """Whether oneDNN multiplies them: float32 on a CPU where MKL is not at home, no autocast, no graph, no hooks."""
     return (
         type(layer) is nn.Linear
         and not (layer._forward_hooks or layer._forward_pre_hooks)
@@ -77,7 +79,13 @@ def onednn_fits(layer: nn.Module, values: Tensor) -> bool:
         and bool(torch.backends.mkldnn.enabled)
         and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and not mkl_is_at_home()
     )
+
+
+def mkl_is_at_home() -> bool:
+    """Whether MKL multiplies float32 here, on a processor of those who make it: faster than oneDNN on these alone."""
+    return bool(torch.backends.mkl.is_available()) and "Intel" in processor_name()  # type: ignore[no-untyped-call]
 
 
 def half_products(device: torch.device, precision: torch.dtype) -> AbstractContextManager[Any]:

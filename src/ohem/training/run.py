@@ -29,6 +29,7 @@ from ohem.data.rules import one_line, quoted
 from ohem.errors import OhemError
 from ohem.files import next_folder, write_atomically
 from ohem.models.backbones import Preprocessing
+from ohem.processor import processor_name
 from ohem.recipes.recipe import Recipe, dump_recipe, load_recipe
 
 FORMAT = 1
@@ -348,19 +349,9 @@ def machine() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "packages": {name: version(name) for name in packages},
-        "processor": _processor(),
+        # The instructions that torch uses, too: names may be shared.
+        "processor": f"{processor_name()} ({torch.backends.cpu.get_cpu_capability()})",
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-
-
-def _processor() -> str:
-    """Its name where Linux tells it, else its architecture; and the instructions that torch uses, which names may share."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"

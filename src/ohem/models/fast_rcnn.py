@@ -16,7 +16,16 @@ from ohem.losses import RoiLosses, mean_losses, require_finite, roi_losses
 from ohem.models.backbones import Backbone
 from ohem.models.products import half_products
 from ohem.models.roi_head import Feature, RoIHead, read_only
-from ohem.ranking import ExactRanking, LossMemory, LowRankRanking, Ranking, RememberedRanking, ThinHead, precision_of
+from ohem.ranking import (
+    ExactRanking,
+    HalfRanking,
+    LossMemory,
+    LowRankRanking,
+    Ranking,
+    RememberedRanking,
+    ThinHead,
+    precision_of,
+)
 from ohem.reweighting import LogLoss, Reweighting
 from ohem.rois import Rois, label_rois
 from ohem.samplers import HardSampler, Sampler, checked, ranks_together
@@ -291,6 +300,8 @@ class FastRCNN(nn.Module):
         with read_only(self.head, dropout=dropout):
             if exact:
                 losses = self._rank_exactly(features, rois)
+            elif isinstance(self.ranking, HalfRanking) and self.ranking.rescored:
+                losses = self._rank_twice(self.ranking.rescored, features, rois)
             else:
                 with self._ranking_precision():
                     losses = self._rank(features, rois, images)
@@ -318,10 +329,18 @@ class FastRCNN(nn.Module):
     def _rank_exactly(self, features: Sequence[Feature], rois: Sequence[Rois]) -> list[RoiLosses]:
         return [self._score_all(feature, image) for feature, image in zip(features, rois, strict=True)]
 
+    def _rank_twice(self, rescored: int, features: Sequence[Feature], rois: Sequence[Rois]) -> list[RoiLosses]:
+        with read_only(self.head, dropout=False), self._ranking_precision():
+            guesses = self._rank_exactly(features, rois)
+        return [
+            self._score_likely(guess, rescored, feature, image)
+            for guess, feature, image in zip(guesses, features, rois, strict=True)
+        ]
+
     def _rank_thin(self, thin: ThinHead, features: Sequence[Feature], rois: Sequence[Rois]) -> list[RoiLosses]:
         guesses = [self._score_all(feature, image, thin) for feature, image in zip(features, rois, strict=True)]
         return [
-            self._score_likely(guess, thin.settings.share, feature, image)
+            self._score_likely(guess, math.ceil(thin.settings.share * len(image)), feature, image)
             for guess, feature, image in zip(guesses, features, rois, strict=True)
         ]
 
@@ -337,15 +356,15 @@ class FastRCNN(nn.Module):
                 found = self._score_all(feature, image)
             else:
                 guess = RoiLosses(remembered.to(image.deltas), image.deltas.new_zeros(len(image)))
-                found = self._score_likely(guess, memory.settings.share, feature, image)
+                found = self._score_likely(guess, math.ceil(memory.settings.share * len(image)), feature, image)
             losses.append(found)
         return losses
 
-    def _score_likely(self, guess: RoiLosses, share: float, feature: Feature, rois: Rois) -> RoiLosses:
-        """Put the head's own losses in place of guessed ones: of all foreground, and of the hardest share."""
+    def _score_likely(self, guess: RoiLosses, count: int, feature: Feature, rois: Rois) -> RoiLosses:
+        """Put the head's own losses in place of guessed ones: of all foreground, and of so many others, the hardest."""
         easy_first = torch.where(rois.labels > 0, torch.inf, guess.total).argsort(stable=True)
         foreground = int((rois.labels > 0).sum())
-        scored = min(len(rois), foreground + math.ceil(share * len(rois)))
+        scored = min(len(rois), foreground + count)
         likely = easy_first[len(rois) - scored :]
         own = self._score_all(feature, rois[likely])
         guess.cls[likely], guess.box[likely] = own.cls, own.box

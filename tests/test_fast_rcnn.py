@@ -196,6 +196,20 @@ def test_a_first_layer_that_is_more_than_its_weights_ranks_as_it_trains(change, 
     assert torch.allclose(head.cls_score(head.hidden_of_many(feature, boxes)), head(feature, boxes)[0], atol=1e-6)
 
 
+@pytest.mark.parametrize("normed", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+def test_the_read_only_pass_leaves_the_vectors_of_spectral_norm_as_they_are(normed):
+    detector = new_detector().train()
+    normed(detector.head.fc[-1])
+    features, rois = detector.features([image_of()]), [detector.label(proposals_of(30), target())]
+    vectors = {name: value.clone() for name, value in detector.head.state_dict().items() if name.endswith(("_u", "_v"))}
+    assert len(vectors) == 2
+    detector.rank(features, rois)
+    now = detector.head.state_dict()
+    assert all(torch.equal(vector, now[name]) for name, vector in vectors.items())
+    detector.training_step([image_of()], [proposals_of(30)], [target()])
+    assert not any(torch.equal(vector, now[name]) for name, vector in vectors.items())  # as training does
+
+
 @pytest.mark.parametrize("mining", ["read_only", "loss_layer"])
 def test_a_sampler_may_change_the_losses_that_it_gets(mining):
     detector = new_detector().eval()

@@ -9,6 +9,8 @@ from typing import Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from ohem.models.products import blocks, linear, onednn_fits
 from ohem.models.roi_pooling import align_rois, max_pool_cells, max_pool_rois
@@ -197,16 +199,24 @@ def _is_plain(layer: nn.Module) -> bool:
     )
 
 
+def _is_updated(module: nn.Module) -> bool:
+    """Whether a forward pass in training mode changes what the module knows."""
+    return isinstance(module, nn.modules.batchnorm._NormBase | _SpectralNorm) or any(
+        isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values()
+    )
+
+
 @contextmanager
 def read_only(network: nn.Module, *, dropout: bool) -> Iterator[None]:
-    """Run ``network`` so that nothing of it is left behind: no gradient, and no statistics of its norms updated.
+    """Run ``network`` so that nothing of it is left behind: no gradient, and no statistics of its norms updated, spectral
+    norm's vectors among them.
 
     Args:
         network: put back as it was on leaving.
         dropout: True leaves dropout as it is, False switches it off: all of the network is in evaluation mode.
     """
-    quiet = nn.modules.batchnorm._NormBase if dropout else nn.Module
-    changed = [module for module in network.modules() if isinstance(module, quiet) and module.training]
+    quiet = _is_updated if dropout else lambda _: True
+    changed = [module for module in network.modules() if module.training and quiet(module)]
     for module in changed:
         module.training = False
     try:

@@ -33,8 +33,7 @@ FORMS = {
 }
 APPROXIMATIONS: dict[str, Ranking] = {
     "half": HalfRanking(),
-    "half, 128 again": HalfRanking(rescored=128),
-    "half, 256 again": HalfRanking(rescored=256),
+    "half, choice again": HalfRanking(rescored="choice"),
     "low_rank": LowRankRanking(),
     "low_rank, bfloat16": LowRankRanking(precision="bfloat16"),
     "low_rank, bfloat16, 40 %": LowRankRanking(share=0.4, refresh=20, precision="bfloat16"),

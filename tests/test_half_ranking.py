@@ -7,14 +7,14 @@ from ohem.models import products
 from ohem.models.fast_rcnn import FastRCNN
 from ohem.ranking import ExactRanking, HalfRanking, LowRankRanking, Ranking, RememberedRanking
 from ohem.recipes.recipe import load_recipe
-from ohem.samplers import HardSampler, hard_examples
+from ohem.samplers import AllSampler, HardSampler
 from test_low_rank import WIDTH, detector, rank, scene
 
 __all__ = ["detector"]
 HALVES = [
     HalfRanking(),
     HalfRanking("float16"),
-    HalfRanking(rescored=50),
+    HalfRanking(rescored="choice"),
     LowRankRanking(rank=WIDTH, share=1.0, precision="bfloat16"),
     RememberedRanking(share=1.0, precision="bfloat16"),
 ]
@@ -35,26 +35,56 @@ def test_losses_are_float32_ones_to_the_digits_of_its_precision(detector: FastRC
     assert 0.01 * digits < difference < 8 * digits  # another number, and not another loss
 
 
-def test_those_scored_again_have_float32_losses_and_the_choice_is_the_exact_one(detector: FastRCNN) -> None:
-    half, again = losses_of(detector, HalfRanking()), losses_of(detector, HalfRanking(rescored=50))
-    wanted = losses_of(detector, ExactRanking())
-    (rois,) = scene(detector)[1]
-    foreground = rois.labels > 0
-    scored = foreground | (half.where(~foreground, 0.0).argsort(descending=True).argsort() < 50)
-    torch.testing.assert_close(again[scored], wanted[scored])
-    assert torch.equal(again[~scored], half[~scored])
-    # The hardest in their order, which half precision alone does not tell; those left out are not among them.
-    by_half, by_both, exactly = (hard_examples(rois.boxes, each, 40, None).tolist() for each in (half, again, wanted))
-    assert by_half != exactly
-    assert by_both == exactly
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        HardSampler(40, nms_iou=None),
+        HardSampler(16),
+        HardSampler(16, rank_box_loss=False),
+        HardSampler(8, cap="batch"),
+        HardSampler(30, nms_per_label=True, fill=True),
+    ],
+    ids=str,
+)
+def test_with_those_scored_again_that_may_be_chosen_the_choice_is_the_exact_one(
+    detector: FastRCNN, sampler: HardSampler
+) -> None:
+    detector.sampler = sampler
+    (first, second), (rois, others) = zip(*(scene(detector, seed) for seed in (0, 1)), strict=True)
+    features, both = [*first, *second], [*rois, *others]
+
+    def ranked(ranking: Ranking) -> tuple[list[list[int]], torch.Tensor]:
+        detector.rank_by(ranking)
+        losses = detector.rank(features, both, dropout=False)
+        chosen = sampler(both, lambda *, dropout=True: losses, torch.Generator())
+        return [index.tolist() for index in chosen], torch.cat([each.total for each in losses])
+
+    (wanted, exactly), (_, half), (found, again) = (
+        ranked(ranking) for ranking in (ExactRanking(), HalfRanking(), HalfRanking(rescored="choice"))
+    )
+    assert found == wanted  # in this order
+    scored = again != half
+    torch.testing.assert_close(again[scored], exactly[scored])
+    assert 0 < scored.sum() < 0.6 * len(half)
 
 
-def test_dropout_is_for_those_scored_again(detector: FastRCNN) -> None:
-    detector.rank_by(HalfRanking(rescored=50))
+def test_the_order_is_not_that_of_half_precision_alone(detector: FastRCNN) -> None:
+    """Else the test above could not fail."""
+    orders = [losses_of(detector, ranking).argsort()[-40:] for ranking in (ExactRanking(), HalfRanking())]
+    assert not torch.equal(*orders)
+
+
+def test_ranking_again_is_without_dropout_and_leaves_it_on(detector: FastRCNN) -> None:
+    detector.rank_by(HalfRanking(rescored="choice"))
     (with_dropout,), (without,) = (detector.rank(*scene(detector), dropout=on) for on in (True, False))
-    (rois,) = scene(detector)[1]
-    assert (with_dropout.total != without.total).sum() == 50 + (rois.labels > 0).sum()
+    assert torch.equal(with_dropout.total, without.total)
     assert detector.head.dropout.training
+
+
+def test_a_sampler_that_takes_easy_rois_has_all_scored_again(detector: FastRCNN) -> None:
+    detector.sampler = AllSampler()
+    again, wanted = losses_of(detector, HalfRanking(rescored="choice")), losses_of(detector, ExactRanking())
+    torch.testing.assert_close(again, wanted)
 
 
 def test_what_trains_is_in_float32_and_all_weights_get_their_gradients(detector: FastRCNN) -> None:
@@ -144,7 +174,7 @@ def test_ranking_in_the_precision_of_the_run_is_the_run_s_business() -> None:
 def test_wrong_settings_are_refused() -> None:
     with pytest.raises(Exception, match=r"ranking.precision: found 'int8'"):
         load_recipe("lite0", ["ranking={kind: half, precision: int8}"])
-    with pytest.raises(Exception, match=r"ranking.rescored: found 0; allowed: 1 or more"):
-        load_recipe("lite0", ["ranking=half", "ranking.rescored=0"])
+    with pytest.raises(Exception, match=r"ranking.rescored: found 'all'; allowed: 'choice'"):
+        load_recipe("lite0", ["ranking=half", "ranking.rescored=all"])
     with pytest.raises(Exception, match="ranking: found half; allowed with mining loss_layer: exact"):
         load_recipe("lite0", ["mining=loss_layer", "ranking=half"])

@@ -1,7 +1,7 @@
 """How the read-only pass finds the hard RoIs: exactly, or at a fraction of the cost.
 
 The exact pass runs all RoIs through the head. :class:`HalfRanking` runs it in half precision, and where it is
-told to, those that may be hard once more in full. The others run a share of the RoIs alone, those that may be hard: :class:`LowRankRanking` lets a cheap
+told to, those that may be chosen once more in full. The others run a share of the RoIs alone, those that may be hard: :class:`LowRankRanking` lets a cheap
 copy of the head find them, :class:`RememberedRanking` the losses that they had when their image was last seen.
 """
 
@@ -32,17 +32,12 @@ class HalfRanking:
     Attributes:
         precision: bfloat16 for GPUs since Ampere and CPUs that know it (AVX512-BF16, AMX); float16 for other GPUs. An x86
             CPU without it computes the same in the time of float32.
-        rescored: how many of an image's RoIs, those with the greatest losses, are then scored in float32, besides
-            foreground. Four times as many as train give the exact choice as a rule; the pass in half precision, which
-            finds them, is without dropout. None: none.
+        rescored: ``choice``: all RoIs that the sampler may choose are then scored in float32, so that the choice is the exact
+            one without dropout, see :meth:`ohem.models.fast_rcnn.FastRCNN.rank`. None: none.
     """
 
     precision: Literal["bfloat16", "float16"] = "bfloat16"
-    rescored: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.rescored is not None:
-            require_count("rescored", self.rescored)
+    rescored: Literal["choice"] | None = None
 
 
 @dataclass(frozen=True)

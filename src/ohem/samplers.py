@@ -250,6 +250,11 @@ def ranks_together(sampler: Sampler | None) -> bool:
     return getattr(sampler, "cap", "image") == "batch"
 
 
+def ranks_by_box_loss(sampler: Sampler) -> bool:
+    """Whether the sampler ranks by class and box loss together, and not by the class loss alone."""
+    return bool(getattr(sampler, "rank_box_loss", True))
+
+
 def require_count(name: str, value: int) -> None:
     """Raise ValueError for a setting that is no whole number from 1."""
     if not isinstance(value, Integral):

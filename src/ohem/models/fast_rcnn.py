@@ -28,7 +28,7 @@ from ohem.ranking import (
 )
 from ohem.reweighting import LogLoss, Reweighting
 from ohem.rois import Rois, label_rois
-from ohem.samplers import HardSampler, Sampler, checked, ranks_together
+from ohem.samplers import HardSampler, Sampler, checked, ranks_by_box_loss, ranks_together
 
 Target = dict[str, Tensor]
 """As torchvision's: ``boxes`` (G, 4) float32, ``labels`` (G,) int64; also ``difficult`` and ``crowd`` (G,) bool, and
@@ -286,6 +286,9 @@ class FastRCNN(nn.Module):
     ) -> list[RoiLosses]:
         """The read-only pass (section 4.2): the loss of all RoIs, in chunks, with nothing left behind.
 
+        Where :meth:`rank_by` says that those which may be chosen are scored in half precision and in float32, the sampler is
+        asked what it would choose, and dropout is off.
+
         Args:
             features: of :meth:`features`, one map an image.
             rois: all candidates of each image.
@@ -297,11 +300,12 @@ class FastRCNN(nn.Module):
             NonFiniteLossError: a loss is NaN or infinite.
             ValueError: images are to be remembered and have no numbers.
         """
-        with read_only(self.head, dropout=dropout):
+        again = isinstance(self.ranking, HalfRanking) and self.ranking.rescored is not None and not exact
+        with read_only(self.head, dropout=dropout and not again):
             if exact:
                 losses = self._rank_exactly(features, rois)
-            elif isinstance(self.ranking, HalfRanking) and self.ranking.rescored:
-                losses = self._rank_twice(self.ranking.rescored, features, rois)
+            elif again:
+                losses = self._rank_twice(features, rois)
             else:
                 with self._ranking_precision():
                     losses = self._rank(features, rois, images)
@@ -329,18 +333,43 @@ class FastRCNN(nn.Module):
     def _rank_exactly(self, features: Sequence[Feature], rois: Sequence[Rois]) -> list[RoiLosses]:
         return [self._score_all(feature, image) for feature, image in zip(features, rois, strict=True)]
 
-    def _rank_twice(self, rescored: int, features: Sequence[Feature], rois: Sequence[Rois]) -> list[RoiLosses]:
-        with read_only(self.head, dropout=False), self._ranking_precision():
-            guesses = self._rank_exactly(features, rois)
-        return [
-            self._score_likely(guess, rescored, feature, image)
-            for guess, feature, image in zip(guesses, features, rois, strict=True)
-        ]
+    def _rank_twice(self, features: Sequence[Feature], rois: Sequence[Rois]) -> list[RoiLosses]:
+        """Losses in half precision, but of RoIs that the sampler may choose in float32.
+
+        The easiest RoI that it chooses says how hard one must be. Those that are not below that by more than a margin are
+        scored again, until there are no others. The margin is twice the most that this has changed a loss by: the choice
+        is the exact one unless half precision is further off about a RoI than twice that.
+        """
+        with self._ranking_precision():
+            losses = self._rank_exactly(features, rois)
+        require_finite(losses, rois)
+        left = [image.labels >= 0 for image in rois]
+        margin = 0.0
+        while True:
+            hardness = [loss.total if ranks_by_box_loss(self.sampler) else loss.cls for loss in losses]
+            chosen = checked(self.sampler(list(rois), KnownLosses(losses), Generator().manual_seed(0)), rois)
+            easiest = [
+                float(each[index].min()) if len(index) else math.inf
+                for each, index in zip(hardness, chosen, strict=True)
+            ]
+            if ranks_together(self.sampler):
+                easiest = [min(easiest)] * len(easiest)
+            likely = [
+                (there & (each >= least - margin)).nonzero().squeeze(1)
+                for there, each, least in zip(left, hardness, easiest, strict=True)
+            ]
+            if not any(len(index) for index in likely):
+                return losses
+            for loss, index, there, feature, image in zip(losses, likely, left, features, rois, strict=True):
+                if len(index):
+                    own = self._score_all(feature, image[index])
+                    margin = max(margin, 2 * float((own.total - loss.total[index]).abs().max()))
+                    loss.cls[index], loss.box[index], there[index] = own.cls, own.box, False
 
     def _rank_thin(self, thin: ThinHead, features: Sequence[Feature], rois: Sequence[Rois]) -> list[RoiLosses]:
         guesses = [self._score_all(feature, image, thin) for feature, image in zip(features, rois, strict=True)]
         return [
-            self._score_likely(guess, math.ceil(thin.settings.share * len(image)), feature, image)
+            self._score_likely(guess, thin.settings.share, feature, image)
             for guess, feature, image in zip(guesses, features, rois, strict=True)
         ]
 
@@ -356,15 +385,15 @@ class FastRCNN(nn.Module):
                 found = self._score_all(feature, image)
             else:
                 guess = RoiLosses(remembered.to(image.deltas), image.deltas.new_zeros(len(image)))
-                found = self._score_likely(guess, math.ceil(memory.settings.share * len(image)), feature, image)
+                found = self._score_likely(guess, memory.settings.share, feature, image)
             losses.append(found)
         return losses
 
-    def _score_likely(self, guess: RoiLosses, count: int, feature: Feature, rois: Rois) -> RoiLosses:
-        """Put the head's own losses in place of guessed ones: of all foreground, and of so many others, the hardest."""
+    def _score_likely(self, guess: RoiLosses, share: float, feature: Feature, rois: Rois) -> RoiLosses:
+        """Put the head's own losses in place of guessed ones: of all foreground, and of the hardest share."""
         easy_first = torch.where(rois.labels > 0, torch.inf, guess.total).argsort(stable=True)
         foreground = int((rois.labels > 0).sum())
-        scored = min(len(rois), foreground + count)
+        scored = min(len(rois), foreground + math.ceil(share * len(rois)))
         likely = easy_first[len(rois) - scored :]
         own = self._score_all(feature, rois[likely])
         guess.cls[likely], guess.box[likely] = own.cls, own.box

@@ -52,8 +52,8 @@ class Kinds(Generic[_T]):
             first = error.errors()[0]
             if first["type"] == "value_error":  # the class's own words name the field
                 raise first["ctx"]["error"] from error
-            where = ".".join(map(str, first["loc"]))
-            raise ValueError(f"{where}: found {quoted(first['input'])}; {first['msg']}") from error
+            where, allowed = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Input should be ")
+            raise ValueError(f"{where}: found {quoted(first['input'])}; allowed: {allowed}") from error
 
     def name_of(self, value: _T) -> str:
         """The kind of an object of one of the classes."""

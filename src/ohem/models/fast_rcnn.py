@@ -337,34 +337,40 @@ class FastRCNN(nn.Module):
         """Losses in half precision, but of RoIs that the sampler may choose in float32.
 
         The easiest RoI that it chooses says how hard one must be. Those that are not below that by more than a margin are
-        scored again, until there are no others. The margin is twice the most that this has changed a loss by: the choice
-        is the exact one unless half precision is further off about a RoI than twice that.
+        scored again, until there are no others. The margin is twice the most that this changed a loss by: the choice
+        is the exact one unless half precision is further off about a RoI than twice that. Changes are measured in losses,
+        those above 1 as 1: a logit off by d moves the cross entropy by no more than d, and no more than d times itself.
         """
         with self._ranking_precision():
             losses = self._rank_exactly(features, rois)
         require_finite(losses, rois)
         left = [image.labels >= 0 for image in rois]
-        margin = 0.0
+        change = 0.0
         while True:
-            hardness = [loss.total if ranks_by_box_loss(self.sampler) else loss.cls for loss in losses]
+            ranked_by = [self._ranked_by(loss) for loss in losses]
             chosen = checked(self.sampler(list(rois), KnownLosses(losses), Generator().manual_seed(0)), rois)
             easiest = [
                 float(each[index].min()) if len(index) else math.inf
-                for each, index in zip(hardness, chosen, strict=True)
+                for each, index in zip(ranked_by, chosen, strict=True)
             ]
             if ranks_together(self.sampler):
                 easiest = [min(easiest)] * len(easiest)
             likely = [
-                (there & (each >= least - margin)).nonzero().squeeze(1)
-                for there, each, least in zip(left, hardness, easiest, strict=True)
+                (there & (each >= least - 2 * change * min(1, least))).nonzero().squeeze(1)
+                for there, each, least in zip(left, ranked_by, easiest, strict=True)
             ]
             if not any(len(index) for index in likely):
                 return losses
-            for loss, index, there, feature, image in zip(losses, likely, left, features, rois, strict=True):
+            for i, index in enumerate(likely):
                 if len(index):
-                    own = self._score_all(feature, image[index])
-                    margin = max(margin, 2 * float((own.total - loss.total[index]).abs().max()))
-                    loss.cls[index], loss.box[index], there[index] = own.cls, own.box, False
+                    own = self._score_all(features[i], rois[i][index])
+                    before, after = ranked_by[i][index], self._ranked_by(own)
+                    changes = (after - before).abs() / torch.maximum(before, after).clamp(1e-9, 1)
+                    change = max(change, float(changes.max()))
+                    losses[i].cls[index], losses[i].box[index], left[i][index] = own.cls, own.box, False
+
+    def _ranked_by(self, losses: RoiLosses) -> Tensor:
+        return losses.total if ranks_by_box_loss(self.sampler) else losses.cls
 
     def _rank_thin(self, thin: ThinHead, features: Sequence[Feature], rois: Sequence[Rois]) -> list[RoiLosses]:
         guesses = [self._score_all(feature, image, thin) for feature, image in zip(features, rois, strict=True)]

@@ -159,7 +159,7 @@ def test_dropout_follows_every_fully_connected_layer():
 @pytest.mark.parametrize("pool", ["max", "align"])
 @pytest.mark.parametrize(
     ("channels", "in_a_block"),
-    [(7, 0.0), (7, 2), (7, 1000), (40, 35)],  # a block for each channel, for two, for all; 35: two of 16, the rest
+    [(7, 0), (7, 2), (7, 1000), (40, 35)],  # a block for each channel, for two, for all; 35: two of 16, the rest
 )
 @pytest.mark.parametrize("onednn", [True, False])  # blocks of RoIs, or of channels
 def test_many_rois_get_the_hidden_values_of_the_regular_pass(pool, channels, in_a_block, onednn, monkeypatch):

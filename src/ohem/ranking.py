@@ -1,8 +1,9 @@
 """How the read-only pass finds the hard RoIs: exactly, or at a fraction of the cost.
 
-The exact pass runs all RoIs through the head. :class:`HalfRanking` runs it in half precision, and where it is
-told to, those that may be chosen once more in full. The others run a share of the RoIs alone, those that may be hard: :class:`LowRankRanking` lets a cheap
-copy of the head find them, :class:`RememberedRanking` the losses that they had when their image was last seen.
+The exact pass runs all RoIs through the head. :class:`HalfRanking` runs it in half precision and, where it is told to,
+those that may be chosen once more in full. The others run a share of the RoIs alone, those that may be hard:
+:class:`LowRankRanking` lets a cheap copy of the head find them, :class:`RememberedRanking` the losses that they had when
+their image was last seen.
 """
 
 from collections.abc import Sequence
